@@ -1,0 +1,39 @@
+PREFIX = /usr
+DESTDIR =
+ARGS =
+PYTHON = python3
+VENV = .venv
+LIBDIR = $(PREFIX)/lib/tcpwatchd
+UNITDIR = $(PREFIX)/lib/systemd/system
+CATALOGDIR = $(PREFIX)/lib/systemd/catalog
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+run:  ## watch in the foreground; ARGS="--output json" passes flags
+	@$(PYTHON) -m tcpwatchd $(ARGS)
+
+test: $(VENV)/ready  ## set up and run all tests
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/ready  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/ready  ## measure what a poll costs
+	$(VENV)/bin/python tests/bench/poll.py
+
+$(VENV)/ready: tests/setup tests/requirements.txt
+	tests/setup $(PYTHON) $(VENV)
+	touch $@
+
+install:  ## install to $(DESTDIR)$(PREFIX)
+	install -d $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(PREFIX)/bin
+	install -m 644 tcpwatchd/*.py $(DESTDIR)$(LIBDIR)/tcpwatchd
+	sed 's|@LIBDIR@|$(LIBDIR)|' packaging/tcpwatchd.in > $(DESTDIR)$(PREFIX)/bin/tcpwatchd
+	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd
+	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/tcpwatchd.service
+	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
+
+.PHONY: help run test lint bench install

@@ -1,0 +1,107 @@
+"""The words that all stages share."""
+
+from __future__ import annotations
+
+import socket
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+Direction = Literal["ingress", "egress", "internal"]
+Detection = Literal["poll", "startup"]
+
+
+class TcpState(IntEnum):
+    """The kernel's names and numbers (include/net/tcp_states.h)."""
+
+    ESTABLISHED = 0x01
+    SYN_SENT = 0x02
+    SYN_RECV = 0x03
+    FIN_WAIT1 = 0x04
+    FIN_WAIT2 = 0x05
+    TIME_WAIT = 0x06
+    CLOSE = 0x07
+    CLOSE_WAIT = 0x08
+    LAST_ACK = 0x09
+    LISTEN = 0x0A
+    CLOSING = 0x0B
+    NEW_SYN_RECV = 0x0C
+
+
+HALF_OPEN = frozenset({TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.CLOSE, TcpState.NEW_SYN_RECV})
+"""States of a socket that is not, or not yet, a connection."""
+
+
+class Endpoint(NamedTuple):
+    """An address and a port; the address is packed, 4 or 16 bytes in network order, never IPv4-mapped."""
+
+    address: bytes
+    port: int
+
+    @property
+    def ip(self) -> str:
+        """The bare address as text; IPv6 as in RFC 5952."""
+        return socket.inet_ntop(socket.AF_INET if self.is_ipv4 else socket.AF_INET6, self.address)
+
+    @property
+    def is_ipv4(self) -> bool:
+        return len(self.address) == 4
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.address[0] == 127 if self.is_ipv4 else self.address == IPV6_LOOPBACK
+
+    def __str__(self) -> str:
+        return f"{self.ip}:{self.port}" if self.is_ipv4 else f"[{self.ip}]:{self.port}"
+
+
+IPV4_ANY = bytes(4)
+IPV6_ANY = bytes(16)
+IPV6_LOOPBACK = bytes(15) + b"\1"
+
+
+class End(NamedTuple):
+    """One socket's view of a connection. A connection inside this machine has two ends."""
+
+    local: Endpoint
+    remote: Endpoint
+
+    @property
+    def flipped(self) -> End:
+        return End(self.remote, self.local)
+
+
+class Row(NamedTuple):
+    """One line of the kernel's table. Inode 0: no process holds the socket (not accepted yet, or closed)."""
+
+    end: End
+    state: TcpState
+    inode: int
+
+
+class Snapshot(NamedTuple):
+    """One reading of the tables, as its difference from the reading before; listening sockets included.
+
+    Rows in a half-open state are left out. Times are nanoseconds of CLOCK_MONOTONIC.
+    """
+
+    started: int
+    ended: int
+    fresh: list[Row]
+    """Rows that were not there before, in reading order; a changed state or inode makes a row fresh."""
+    gone: list[Row]
+    """Rows that are no longer there, in no order."""
+    near: list[Row]
+    """Unchanged rows at either end of a fresh row's connection, or at an end that was asked for."""
+    malformed: list[bytes]
+    """New rows that could not be parsed, as far as they were kept."""
+
+
+class Connection(NamedTuple):
+    """A new connection, as decided once, when it is reported."""
+
+    source: Endpoint
+    destination: Endpoint
+    direction: Direction
+    state: TcpState
+    """The state in which it was first seen."""
+    detected_by: Detection

@@ -1,0 +1,124 @@
+"""What the daemon says, as journal fields. No I/O.
+
+Every kind has its own MESSAGE_ID and its own entry in systemd/tcpwatchd.catalog. Names of fields follow the
+Elastic Common Schema in upper case; what it has no name for begins with TCPWATCHD_. A field that is not known
+is absent.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tcpwatchd.connection import Connection
+
+CONNECTION_OPENED = "55af53b17897428c8b2256cc60c8771b"
+WATCH_STARTED = "682ccf2aa1ec4ec9bb7f0401c4d8cba5"
+WATCH_STOPPED = "cabac0c61ead4a8d91a8dbf75d722ddf"
+POLL_FAILED = "674fc3cc3b334051897330134e4a8e3f"
+POLL_RECOVERED = "ecb3c1c0587f4eedbc0a4cffdce29c92"
+ROWS_MALFORMED = "c7343d02e8194c4d9ab3a09745545a95"
+WATCH_FAILED = "89012c0c8a5d4f13b7fa472be8904d44"
+
+ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
+MICROSECONDS = 1_000_000
+QUOTED = 160
+"""Bytes of a malformed row that are quoted."""
+
+
+class Event(NamedTuple):
+    """One message. `time` is in microseconds since the epoch; `fields` begin with MESSAGE and MESSAGE_ID."""
+
+    time: int
+    fields: Mapping[str, str]
+
+
+def connection_opened(connection: Connection, opened: int) -> Event:
+    source, destination = connection.source, connection.destination
+    return Event(
+        opened,
+        {
+            "MESSAGE": f"New connection: {source} -> {destination}",
+            "MESSAGE_ID": CONNECTION_OPENED,
+            "PRIORITY": INFO,
+            "SYSLOG_IDENTIFIER": "tcpwatchd",
+            "EVENT_ACTION": "connection-opened",
+            "EVENT_START": format_utc(opened),
+            "SOURCE_IP": source.ip,
+            "SOURCE_PORT": str(source.port),
+            "DESTINATION_IP": destination.ip,
+            "DESTINATION_PORT": str(destination.port),
+            "NETWORK_DIRECTION": connection.direction,
+            "NETWORK_TYPE": "ipv4" if source.is_ipv4 else "ipv6",
+            "NETWORK_TRANSPORT": "tcp",
+            "TCPWATCHD_DETECTED_BY": connection.detected_by,
+            "TCPWATCHD_TCP_STATE": connection.state.name,
+        },
+    )
+
+
+def watch_started(version: str, interval: float, now: int) -> Event:
+    message = f"tcpwatchd {version} watches the tables of TCP sockets, every {interval:g} s"
+    fields = {"TCPWATCHD_VERSION": version, "TCPWATCHD_INTERVAL": f"{interval:g}"}
+    return _own(now, WATCH_STARTED, INFO, message, **fields)
+
+
+def watch_stopped(reported: int, unwritten: int, failed: int, malformed: int, now: int) -> Event:
+    message = f"Stopped: {reported} connections reported"
+    if unwritten:
+        message += f", {unwritten} found but not written any more"
+    return _own(
+        now,
+        WATCH_STOPPED,
+        WARNING if unwritten else INFO,
+        message,
+        TCPWATCHD_REPORTED=str(reported),
+        TCPWATCHD_UNWRITTEN=str(unwritten),
+        TCPWATCHD_FAILED_POLLS=str(failed),
+        TCPWATCHD_MALFORMED_ROWS=str(malformed),
+    )
+
+
+def poll_failed(reason: str, now: int) -> Event:
+    message = f"Cannot read the tables of TCP sockets, will try again: {reason}"
+    return _own(now, POLL_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def poll_recovered(failed: int, now: int) -> Event:
+    message = f"The tables of TCP sockets can be read again, after {failed} failed polls"
+    return _own(now, POLL_RECOVERED, NOTICE, message, TCPWATCHD_FAILED_POLLS=str(failed))
+
+
+def rows_malformed(rows: list[bytes], now: int) -> Event:
+    """Speaks of the first row; the quotation is ASCII, whatever the row holds."""
+    quoted = repr(rows[0][:QUOTED])[1:]
+    message = f"{len(rows)} malformed rows in the tables of TCP sockets are skipped; the first: {quoted}"
+    return _own(now, ROWS_MALFORMED, WARNING, message, TCPWATCHD_MALFORMED_ROWS=str(len(rows)))
+
+
+def watch_failed(reason: str, now: int) -> Event:
+    return _own(now, WATCH_FAILED, ERROR, f"Cannot go on: {reason}", ERROR_MESSAGE=reason)
+
+
+def _own(now: int, message_id: str, priority: str, message: str, **fields: str) -> Event:
+    common = {
+        "MESSAGE": message,
+        "MESSAGE_ID": message_id,
+        "PRIORITY": priority,
+        "SYSLOG_IDENTIFIER": "tcpwatchd",
+    }
+    return Event(now, {**common, **fields})
+
+
+def format_utc(moment: int) -> str:
+    """ISO 8601 with microseconds and Z."""
+    seconds, micros = divmod(moment, MICROSECONDS)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06d}Z"
+
+
+def format_local(moment: int) -> str:
+    """Local time, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment // MICROSECONDS))

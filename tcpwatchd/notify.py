@@ -1,0 +1,60 @@
+"""What systemd is told of the daemon (sd_notify(3)). Without a notification socket nothing is sent."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+MICROSECONDS = 1_000_000
+FOREVER = 86400.0
+
+
+class Notifier:
+    """`watchdog` is the longest time in seconds between two signs of life, None where none are expected."""
+
+    def __init__(self, notify: Callable[[str], object], watchdog: float | None = None) -> None:
+        self._notify = notify
+        self._alive_every = watchdog / 4 if watchdog else None
+        self._alive_at = time.monotonic()
+
+    def ready(self, status: str) -> None:
+        self._notify(f"READY=1\nSTATUS={status}")
+
+    def status(self, status: str) -> None:
+        """`status` is ASCII: sdnotify encodes Latin-1."""
+        self._notify(f"STATUS={status}")
+
+    def reloaded(self) -> None:
+        self._notify("RELOADING=1")
+        self._notify("READY=1")
+
+    def stopping(self) -> None:
+        self._notify("STOPPING=1")
+
+    def alive(self) -> None:
+        """Feed the watchdog, if it is time."""
+        now = time.monotonic()
+        if self._alive_every is not None and now >= self._alive_at:
+            self._notify("WATCHDOG=1")
+            self._alive_at = now + self._alive_every
+
+    @property
+    def patience(self) -> float:
+        """Seconds until the next sign of life is due."""
+        return FOREVER if self._alive_every is None else max(0.0, self._alive_at - time.monotonic())
+
+
+def open_notifier(environment: Mapping[str, str]) -> Notifier:
+    """Raises ImportError without sdnotify, OSError where the socket that systemd named is not there."""
+    if "NOTIFY_SOCKET" not in environment:
+        return Notifier(lambda _state: None)
+    from sdnotify import SystemdNotifier
+
+    notify = SystemdNotifier(debug=True).notify
+    expected = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    watchdog = int(environment.get("WATCHDOG_USEC", "0")) / MICROSECONDS
+    return Notifier(notify, watchdog if expected and watchdog else None)

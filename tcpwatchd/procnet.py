@@ -1,0 +1,233 @@
+"""The poll source: /proc/net/tcp and tcp6 (net/ipv4/tcp_ipv4.c, net/ipv6/tcp_ipv6.c), read as differences.
+
+A row is kept as one byte slice: its addresses, its state, and the columns uid, timeout and inode. Everything
+else in it changes all the time or says nothing of identity. No other object exists for a connection that
+stays; what is new is found by set operations on slices, and only changed rows are parsed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from tcpwatchd.connection import HALF_OPEN, End, Endpoint, Row, Snapshot, TcpState
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from typing import Literal
+
+    ByteOrder = Literal["little", "big"]
+
+PADDED_ROW = 150
+"""Length of an IPv4 row unless one of its columns overflows (TMPSZ in tcp_ipv4.c)."""
+WIDEST_NUMBER = 10
+"""Digits of a row number (an int)."""
+BLOCK = 436 * PADDED_ROW
+"""Bytes that are sliced at once."""
+QUEUES = 40
+"""Width of the columns between the state and the uid, which are not kept."""
+OWNER = 30
+"""Width of what is kept after them: uid, timeout and inode at ten digits each of uid and inode."""
+STATES = {b"%02X" % state: state for state in TcpState}
+SKIPPED = frozenset(b"%02X" % state for state in HALF_OPEN)
+MAPPED = bytes(10) + b"\xff\xff"
+
+
+class TableError(Exception):
+    """A file is not a table of TCP sockets."""
+
+
+class Format:
+    """The columns of one family's rows, after the row number: `words` 32-bit words are an address.
+
+    The kernel prints each word as a number, so its bytes stand in the order of the host.
+    """
+
+    def __init__(self, words: int, byteorder: ByteOrder) -> None:
+        endpoint = f"([0-9A-F]{{{8 * words}}}):([0-9A-F]{{4}})"
+        pattern = rf"{endpoint} {endpoint} ([0-9A-F]{{2}}) *[0-9]+ +[0-9]+ +([0-9]+)"
+        self._parse = re.compile(pattern.encode()).match
+        self._printed = struct.Struct(f">{words}I")
+        self._stored = struct.Struct(f"{'<' if byteorder == 'little' else '>'}{words}I")
+        self.key = 2 * (8 * words + 5) + 1
+        """Width of the two addresses."""
+        self.head = self.key + 3
+        """Width of the two addresses and the state."""
+        self.padded = words == 1
+
+    def slice_rows(self, block: bytes) -> list[bytes]:
+        """One slice a row. Rows that do not fit the usual widths take the slow way."""
+        rows, odd = divmod(len(block), PADDED_ROW)
+        number = block.find(b":")
+        if (
+            self.padded
+            and not odd
+            and 0 < number <= WIDEST_NUMBER
+            and block[number::PADDED_ROW] == b":" * rows
+            and block[PADDED_ROW - 1 :: PADDED_ROW] == b"\n" * rows
+        ):
+            skipped = PADDED_ROW - number - 2 - self.head - QUEUES - OWNER
+            columns = f"{number + 2}x{self.head}s{QUEUES}x{OWNER}s{skipped}x"
+            return list(map(b"".join, struct.iter_unpack(columns, block)))
+        return [self._slice_line(line) for line in block.splitlines()]
+
+    def _slice_line(self, line: bytes) -> bytes:
+        start = line.find(b":") + 2
+        owner = start + self.head + QUEUES
+        return line[start : start + self.head] + line[owner : owner + OWNER]
+
+    def parse_row(self, text: bytes) -> Row:
+        """Parse one slice. Raises ValueError."""
+        columns = self._parse(text)
+        if columns is None or columns[5] not in STATES:
+            raise ValueError(text)
+        local, local_port, remote, remote_port, state, inode = columns.groups()
+        end = End(
+            Endpoint(self._parse_address(local), int(local_port, 16)),
+            Endpoint(self._parse_address(remote), int(remote_port, 16)),
+        )
+        return Row(end, STATES[state], int(inode))
+
+    def _parse_address(self, text: bytes) -> bytes:
+        words = self._printed.unpack(bytes.fromhex(text.decode()))
+        address = self._stored.pack(*words)
+        return address[12:] if address.startswith(MAPPED) else address
+
+    def format_keys(self, ends: Iterable[End]) -> set[bytes]:
+        """What slices of these ends begin with; an IPv6 end has none in the table of IPv4."""
+        return {
+            b"%b %b" % (self._format_endpoint(end.local), self._format_endpoint(end.remote))
+            for end in ends
+            if end.local.is_ipv4 or not self.padded
+        }
+
+    def _format_endpoint(self, endpoint: Endpoint) -> bytes:
+        address = MAPPED + endpoint.address if endpoint.is_ipv4 and not self.padded else endpoint.address
+        words = self._stored.unpack(address)
+        return b"%b:%04X" % (self._printed.pack(*words).hex().upper().encode(), endpoint.port)
+
+
+class Change(NamedTuple):
+    """What one reading of one table brought, as slices; the fresh ones in reading order."""
+
+    fresh: list[bytes]
+    gone: set[bytes]
+
+
+class Table:
+    """One table, and the slices of its last reading."""
+
+    def __init__(self, path: str, rows: Format) -> None:
+        self._path = path
+        self._format = rows
+        self._known: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def read_change(self) -> Change:
+        """Compare the table with its last reading, which stays the last one until `keep`.
+
+        Raises OSError and TableError.
+        """
+        fresh: list[bytes] = []
+        gone = self._known.copy()
+        for block in read_blocks(self._path):
+            slices = self._format.slice_rows(block)
+            before = len(gone)
+            gone.difference_update(slices)
+            if before - len(gone) != len(slices):
+                fresh += [text for text in slices if text not in self._known]
+        # A row that moves while the table is walked is read twice.
+        return Change(list(dict.fromkeys(fresh)), gone)
+
+    def keep(self, change: Change) -> None:
+        self._known -= change.gone
+        self._known.update(change.fresh)
+
+    def find_unchanged(self, change: Change, ends: Collection[End]) -> list[Row]:
+        """Rows of the last reading at one of these ends that the change left as they were."""
+        if not self._known or not ends:
+            return []
+        width = self._format.key
+        keys = self._format.format_keys(ends)
+        found = [text for text in self._known if text[:width] in keys]
+        return self.parse([text for text in found if text not in change.gone], [])
+
+    def parse(self, slices: Iterable[bytes], malformed: list[bytes]) -> list[Row]:
+        """Parse all but half-open rows; what cannot be parsed is appended to `malformed`."""
+        state = slice(self._format.head - 2, self._format.head)
+        rows = []
+        for text in slices:
+            if text[state] in SKIPPED:
+                continue
+            try:
+                rows.append(self._format.parse_row(text))
+            except ValueError:
+                malformed.append(text)
+        return rows
+
+
+class OptionalTable(Table):
+    """The table of IPv6, which is not there when the kernel runs without it."""
+
+    def read_change(self) -> Change:
+        try:
+            return super().read_change()
+        except FileNotFoundError:
+            return Change([], self._known.copy())
+
+
+class Tables:
+    """Both tables of a network namespace. `root` is the directory that holds them."""
+
+    def __init__(self, root: str = "/proc/self/net", byteorder: ByteOrder = sys.byteorder) -> None:
+        self._tables = (
+            Table(os.path.join(root, "tcp"), Format(1, byteorder)),
+            OptionalTable(os.path.join(root, "tcp6"), Format(4, byteorder)),
+        )
+
+    def __len__(self) -> int:
+        """Rows of the last reading, of any state."""
+        return sum(map(len, self._tables))
+
+    def read_snapshot(self, asked: Iterable[End] = ()) -> Snapshot:
+        """Read both tables; `asked` are ends whose unchanged rows are wanted as well.
+
+        Raises OSError and TableError; the reading before then stays the last one.
+        """
+        started = time.monotonic_ns()
+        changes = [(table, table.read_change()) for table in self._tables]
+        ended = time.monotonic_ns()
+        malformed: list[bytes] = []
+        fresh = [row for table, change in changes for row in table.parse(change.fresh, malformed)]
+        gone = [row for table, change in changes for row in table.parse(change.gone, [])]
+        ends = {row.end for row in fresh if row.state != TcpState.LISTEN}
+        ends.update([end.flipped for end in ends], asked)
+        near = [row for table, change in changes for row in table.find_unchanged(change, ends)]
+        for table, change in changes:
+            table.keep(change)
+        return Snapshot(started, ended, fresh, gone, near, malformed)
+
+
+def read_blocks(path: str) -> Iterator[bytes]:
+    """Read a table's rows, many at a time and none cut in two. Raises OSError and TableError."""
+    with open(path, "rb", buffering=BLOCK) as table:
+        header = table.readline(BLOCK)
+        if header.split()[:2] != [b"sl", b"local_address"]:
+            raise TableError(f"{path}: no header in the first line: {header[:60]!r}")
+        rest = b""
+        while chunk := table.read(BLOCK):
+            block = rest + chunk
+            end = block.rfind(b"\n") + 1
+            rest = block[end:]
+            if len(rest) >= BLOCK:
+                raise TableError(f"{path}: no end of line in {len(rest)} bytes: {rest[:60]!r}")
+            if end:
+                yield block[:end]
+        if rest:
+            yield rest

@@ -1,0 +1,195 @@
+"""Which rows are new connections. All rules of identity and direction live here; no I/O, no clock.
+
+What is remembered is ends, not connections: a connection inside this machine has two, and they come and go
+one by one. Source, destination and direction are decided once, when a connection is reported: a service that
+stops listening must not turn its sessions round.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from tcpwatchd.connection import (
+    HALF_OPEN,
+    IPV4_ANY,
+    IPV6_ANY,
+    Connection,
+    End,
+    Endpoint,
+    Row,
+    Snapshot,
+    TcpState,
+)
+
+if TYPE_CHECKING:
+    from tcpwatchd.connection import Detection, Direction
+
+UNACCEPTED = frozenset({TcpState.ESTABLISHED, TcpState.CLOSE_WAIT})
+"""States in which inode 0 means that the socket waits to be accepted; in the others it is an orphan."""
+
+UNCOUNTED = HALF_OPEN | {TcpState.LISTEN}
+
+SUCCESSORS = {
+    TcpState.ESTABLISHED: frozenset(TcpState) - UNCOUNTED,
+    TcpState.FIN_WAIT1: {TcpState.FIN_WAIT1, TcpState.FIN_WAIT2, TcpState.TIME_WAIT, TcpState.CLOSING},
+    TcpState.FIN_WAIT2: {TcpState.FIN_WAIT2, TcpState.TIME_WAIT},
+    TcpState.TIME_WAIT: {TcpState.TIME_WAIT},
+    TcpState.CLOSE_WAIT: {TcpState.CLOSE_WAIT, TcpState.LAST_ACK},
+    TcpState.LAST_ACK: {TcpState.LAST_ACK},
+    TcpState.CLOSING: {TcpState.CLOSING, TcpState.TIME_WAIT},
+}
+"""The states in which a connection can be seen after each state."""
+
+
+def can_be(before: Row, row: Row) -> bool:
+    """Whether a row can be the same connection as an earlier row of the same end."""
+    if row.state not in SUCCESSORS[before.state]:
+        return False
+    accepted_since = before.inode == 0 and before.state in UNACCEPTED
+    orphaned = row.inode == 0 and row.state not in UNACCEPTED
+    return before.inode == row.inode or accepted_since or orphaned
+
+
+class Tracker:
+    """Compares each snapshot with what is known."""
+
+    def __init__(self) -> None:
+        self._first = True
+        self._heard: dict[End, int] = {}
+        self._away: dict[End, Row | None] = {}
+        self._listeners: Counter[Endpoint] = Counter()
+        self.open = 0
+        """Sockets with an open connection in the last snapshot."""
+
+    @property
+    def heard(self) -> list[End]:
+        """Ends with a new connection whose own row is not known yet; the next snapshot is asked for them."""
+        return list(self._heard)
+
+    def find_new(self, snapshot: Snapshot) -> list[Connection]:
+        """The connections that this snapshot is the first to show, in reading order."""
+        listeners = frozenset(self._listeners)
+        self._count(snapshot)
+        comparison = _Comparison(snapshot, self._heard, self._away, listeners.union(self._listeners))
+        new = comparison.find_at_start() if self._first else comparison.find_new()
+        self._first = False
+        self._away, self._heard = comparison.find_away(), comparison.find_heard()
+        return new
+
+    def _count(self, snapshot: Snapshot) -> None:
+        for rows, change in ((snapshot.gone, -1), (snapshot.fresh, 1)):
+            for row in rows:
+                if row.state == TcpState.LISTEN:
+                    self._listeners[row.end.local] += change
+                elif row.state != TcpState.TIME_WAIT:
+                    self.open += change
+        self._listeners = +self._listeners
+
+
+class _Comparison:
+    """One snapshot against what was known before it. None stands for the unknown row of a known end."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        heard: dict[End, int],
+        away: dict[End, Row | None],
+        listeners: frozenset[Endpoint],
+    ) -> None:
+        self._snapshot = snapshot
+        self._heard = heard.copy()
+        self._listeners = listeners
+        self._rows = [row for row in snapshot.fresh if is_counted(row)]
+        self._gone = [row for row in snapshot.gone if is_counted(row)]
+        self._shown = {row.end: row for row in (*snapshot.near, *self._rows)}
+        # A row that went can be the past of one row, a row that stays (the table is no instant) of any.
+        self._went: defaultdict[End, list[Row | None]] = defaultdict(list)
+        self._stays: defaultdict[End, list[Row]] = defaultdict(list)
+        for row in self._gone:
+            self._went[row.end].append(row)
+        for end, last in away.items():
+            self._went[end].append(last)
+        for row in snapshot.near:
+            self._stays[row.end].append(row)
+
+    def find_new(self) -> list[Connection]:
+        return [self._describe(row, "poll") for row in self._rows if self._is_new(row)]
+
+    def find_at_start(self) -> list[Connection]:
+        """What is open when the watch begins. TIME_WAIT is over: remembered only, and judged last."""
+        rows = sorted(self._rows, key=lambda row: row.state == TcpState.TIME_WAIT)
+        new = [row for row in rows if self._is_new(row)]
+        return [self._describe(row, "startup") for row in new if row.state != TcpState.TIME_WAIT]
+
+    def _is_new(self, row: Row) -> bool:
+        end, flipped = row.end, row.end.flipped
+        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0))
+        if heard >= self._snapshot.started:
+            # Read perhaps before the new connection began: it may be the one before.
+            self._heard[end] = heard
+            return False
+        known = self._heard.pop(end, None) is not None or self._continues(row) or self._is_second(end)
+        self._stays[end].append(row)
+        if not known and end != flipped and self._is_known(flipped):
+            self._heard[flipped] = self._snapshot.ended
+        return not known
+
+    def _is_second(self, end: End) -> bool:
+        """Whether it is the second end, not known before, of a connection that is known."""
+        return not self._is_known(end) and end != end.flipped and self._is_known(end.flipped)
+
+    def _continues(self, row: Row) -> bool:
+        """Whether the row is a known connection of its end, further on."""
+        went = self._went.get(row.end, [])
+        for before in went:
+            if before is None or can_be(before, row):
+                went.remove(before)
+                return True
+        return any(can_be(before, row) for before in self._stays.get(row.end, ()))
+
+    def _is_known(self, end: End) -> bool:
+        return end in self._went or end in self._stays or end in self._heard
+
+    def _describe(self, row: Row, detected_by: Detection) -> Connection:
+        local, remote = row.end
+        accepted = self._accepts(row)
+        internal = self._is_internal(row.end)
+        if internal:
+            other = self._shown.get(row.end.flipped, Row(row.end.flipped, row.state, inode=-1))
+            opened = self._accepts(other)
+            if accepted == opened:
+                accepted = local.port < remote.port
+        source, destination = (remote, local) if accepted else (local, remote)
+        direction: Direction = "internal" if internal else "ingress" if accepted else "egress"
+        return Connection(source, destination, direction, row.state, detected_by)
+
+    def _accepts(self, row: Row) -> bool:
+        """Whether the local end accepted: it listens, or the connection waits to be accepted."""
+        local = row.end.local
+        names = [local, Endpoint(IPV6_ANY, local.port)]
+        if local.is_ipv4:
+            names.append(Endpoint(IPV4_ANY, local.port))
+        unaccepted = row.inode == 0 and row.state in UNACCEPTED
+        return unaccepted or not self._listeners.isdisjoint(names)
+
+    def _is_internal(self, end: End) -> bool:
+        same = end.local.address == end.remote.address
+        return same or end.local.is_loopback or self._is_known(end.flipped) or end.flipped in self._shown
+
+    def find_away(self) -> dict[End, Row | None]:
+        """Ends that this snapshot does not show, with their last row; a live row can be skipped once."""
+        away: dict[End, Row | None] = {row.end: row for row in self._gone if row.end not in self._shown}
+        away.update((end, None) for end, heard in self._heard.items() if self._is_overdue(end, heard))
+        return away
+
+    def find_heard(self) -> dict[End, int]:
+        return {end: heard for end, heard in self._heard.items() if heard >= self._snapshot.started}
+
+    def _is_overdue(self, end: End, heard: int) -> bool:
+        return heard < self._snapshot.started and end not in self._shown
+
+
+def is_counted(row: Row) -> bool:
+    """Whether the row is of a socket that reached ESTABLISHED."""
+    return row.state not in UNCOUNTED and row.end.remote.port != 0
