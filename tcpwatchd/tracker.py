@@ -125,8 +125,7 @@ class _Comparison:
     def _is_new(self, row: Row) -> bool:
         end, flipped = row.end, row.end.flipped
         heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0))
-        if heard >= self._snapshot.started:
-            # Read perhaps before the new connection began: it may be the one before.
+        if heard >= self._snapshot.started and self._may_precede(row, heard):
             self._heard[end] = heard
             return False
         known = self._heard.pop(end, None) is not None or self._continues(row) or self._is_second(end)
@@ -134,6 +133,13 @@ class _Comparison:
         if not known and end != flipped and self._is_known(flipped):
             self._heard[flipped] = self._snapshot.ended
         return not known
+
+    def _may_precede(self, row: Row, heard: int) -> bool:
+        """Whether the row may be of the connection before the one heard of, having been read earlier.
+
+        It is not if this poll itself found the new one and the row is no continuation of the old one.
+        """
+        return heard != self._snapshot.ended or self._continues(row)
 
     def _is_second(self, end: End) -> bool:
         """Whether it is the second end, not known before, of a connection that is known."""

@@ -1,0 +1,292 @@
+"""A model of what the kernel's TCP does to its tables, to drive random histories through the real parser.
+
+A connection is two sockets; those of this machine stand in the tables. Steps change them one at a time, also
+while a table is being walked; a step that is impossible does nothing. The oracle is kept apart: to which
+connection each printed row belonged.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from tcpwatchd.connection import TcpState
+from tests.table import endpoint4, endpoint6, row, write_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tcpwatchd.connection import Connection
+
+Address = tuple[str, int]
+Step = tuple[str, int, int]
+
+ESTABLISHED, CLOSE_WAIT, TIME_WAIT = TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.TIME_WAIT
+WAITING = (ESTABLISHED, CLOSE_WAIT)
+AFTER_CLOSE = {ESTABLISHED: TcpState.FIN_WAIT1, CLOSE_WAIT: TcpState.LAST_ACK}
+AFTER_FIN = {
+    ESTABLISHED: CLOSE_WAIT,
+    TcpState.FIN_WAIT1: TcpState.CLOSING,
+    TcpState.FIN_WAIT2: TIME_WAIT,
+}
+AFTER_ACK = {TcpState.FIN_WAIT1: TcpState.FIN_WAIT2, TcpState.CLOSING: TIME_WAIT}
+
+
+class Kind(NamedTuple):
+    """Addresses, which ends are on this machine, and which of them stand in the table of IPv6."""
+
+    client: str
+    server: str
+    client_here: bool
+    server_here: bool
+    client6: bool
+    server6: bool
+    direction: str
+
+
+KINDS = (
+    Kind("192.0.2.56", "10.0.0.5", False, True, False, False, "ingress"),
+    Kind("10.0.0.5", "198.51.100.7", True, False, False, False, "egress"),
+    Kind("127.0.0.1", "127.0.0.1", True, True, False, False, "internal"),
+    Kind("10.0.0.5", "10.0.0.6", True, True, False, False, "internal"),
+    Kind("192.0.2.57", "10.0.0.5", False, True, False, True, "ingress"),
+    Kind("127.0.0.2", "127.0.0.1", True, True, False, True, "internal"),
+    Kind("2001:db8::1", "2001:db8::5", False, True, True, True, "ingress"),
+    Kind("::1", "::1", True, True, True, True, "internal"),
+)
+CLIENT_PORTS, SERVER_PORTS = (40000, 40001), (80, 50000)
+STEPS = ("listen", "open", "accept", "close", "shutdown", "fin", "ack", "expire", "reset", "poll")
+
+
+@dataclass(eq=False)
+class Socket:
+    link: Link
+    local: Address
+    remote: Address
+    table6: bool
+    here: bool
+    state: TcpState = ESTABLISHED
+    inode: int = 0
+    accepted: bool = True
+    fin_arrived: bool = False
+    skipped: bool = False
+
+
+@dataclass(eq=False)
+class Link:
+    """One connection, and what was printed of it."""
+
+    kind: Kind
+    client: Address
+    server: Address
+    sockets: list[Socket] = field(default_factory=list)
+    printed: bool = False
+    certain: bool = False
+    after_another: bool = False
+    """At its first row, another connection's row of the same 4-tuple was still remembered."""
+
+
+class Print(NamedTuple):
+    poll: int
+    link: Link
+    state: TcpState
+    inode: int
+
+
+def is_successor(before: Print, after: Print) -> bool:
+    """Whether one socket could have printed both rows, as far as the model's own steps lead."""
+    states, inode = {before.state}, before.inode
+    for _ in range(4):
+        states |= {steps[s] for steps in (AFTER_CLOSE, AFTER_FIN, AFTER_ACK) for s in states if s in steps}
+    if after.state not in states:
+        return False
+    accepted = inode == 0 and before.state in WAITING
+    closed = after.inode == 0 and after.state not in WAITING
+    return inode == after.inode or accepted or closed
+
+
+class Kernel:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._links: list[Link] = []
+        self._sockets: dict[tuple[Address, Address], Socket] = {}
+        self._listeners: dict[tuple[Address, bool], int] = {}
+        self._inode = 100
+        self.polls = 0
+        self._last: dict[tuple[Address, Address], Print] = {}
+        self._now: dict[tuple[Address, Address], Print] = {}
+        self._shown: list[set[Address]] = [set(), set()]
+        self.reports: defaultdict[frozenset[Address], int] = defaultdict(int)
+
+    def take(self, step: Step) -> None:
+        name, which, what = step
+        if name == "listen":
+            self._listen(KINDS[which % len(KINDS)], what)
+        elif name == "open":
+            self._open(KINDS[which % len(KINDS)], what)
+        elif self._links and name != "poll":
+            link = self._links[-1 - which % min(4, len(self._links))]
+            sockets = [link.sockets[what % 2]] if name != "reset" else list(link.sockets)
+            for socket in sockets:
+                getattr(self, f"_{name}")(socket)
+
+    def _new_inode(self) -> int:
+        self._inode += 1
+        return self._inode
+
+    def _listen(self, kind: Kind, what: int) -> None:
+        key = (kind.server, SERVER_PORTS[what % 2]), kind.server6
+        if not kind.server_here:
+            return
+        if self._listeners.pop(key, None) is None:
+            self._listeners[key] = self._new_inode()
+            return
+        for socket in list(self._sockets.values()):
+            if socket.local == key[0] and not socket.accepted:
+                self._reset(socket)
+                self._reset(self._peer(socket))
+
+    def _open(self, kind: Kind, what: int) -> None:
+        client = kind.client, CLIENT_PORTS[what % 2]
+        server = kind.server, SERVER_PORTS[what // 2 % 2]
+        if kind.server_here and (server, kind.server6) not in self._listeners:
+            return
+        for end, remote_gone in (((client, server), False), ((server, client), not kind.client_here)):
+            old = self._sockets.get(end)
+            if old and old.state != TIME_WAIT and not remote_gone:
+                return
+        link = Link(kind, client, server)
+        link.sockets = [
+            Socket(link, client, server, kind.client6, kind.client_here, inode=self._new_inode()),
+            Socket(link, server, client, kind.server6, kind.server_here, accepted=False),
+        ]
+        self._links.append(link)
+        for socket in link.sockets:
+            if socket.here:
+                self._sockets[socket.local, socket.remote] = socket
+
+    def _peer(self, socket: Socket) -> Socket:
+        client, server = socket.link.sockets
+        return server if socket is client else client
+
+    def _alive(self, socket: Socket) -> bool:
+        return not socket.here or self._sockets.get((socket.local, socket.remote)) is socket
+
+    def _accept(self, socket: Socket) -> None:
+        if self._alive(socket) and not socket.accepted:
+            socket.accepted, socket.inode = True, self._new_inode()
+
+    def _shutdown(self, socket: Socket) -> None:
+        if self._alive(socket) and socket.accepted:
+            socket.state = AFTER_CLOSE.get(socket.state, socket.state)
+
+    def _close(self, socket: Socket) -> None:
+        if self._alive(socket) and socket.accepted:
+            socket.state = AFTER_CLOSE.get(socket.state, socket.state)
+            socket.inode = 0
+
+    def _fin(self, socket: Socket) -> None:
+        """The peer's FIN arrives."""
+        peer = self._peer(socket)
+        sent = peer.state not in WAITING
+        if self._alive(socket) and sent and not socket.fin_arrived:
+            socket.fin_arrived = True
+            self._become(socket, AFTER_FIN.get(socket.state, socket.state))
+
+    def _ack(self, socket: Socket) -> None:
+        """The acknowledgement of this socket's FIN arrives."""
+        if self._alive(socket) and self._peer(socket).fin_arrived:
+            if socket.state == TcpState.LAST_ACK:
+                self._reset(socket)
+            else:
+                self._become(socket, AFTER_ACK.get(socket.state, socket.state))
+
+    def _become(self, socket: Socket, state: TcpState) -> None:
+        socket.state = state
+        if state == TIME_WAIT:
+            socket.inode = 0
+
+    def _expire(self, socket: Socket) -> None:
+        orphan = socket.state == TcpState.FIN_WAIT2 and socket.inode == 0
+        if socket.state == TIME_WAIT or orphan:
+            self._reset(socket)
+
+    def _reset(self, socket: Socket) -> None:
+        if self._alive(socket) and socket.here:
+            del self._sockets[socket.local, socket.remote]
+
+    def poll(self, meanwhile: Iterator[Step], skip: int) -> None:
+        """Write the tables as one walk over them, with steps taken between its rows."""
+        self.polls += 1
+        self._last = {end: seen for end, seen in {**self._last, **self._now}.items() if seen.poll >= self.polls - 2}
+        self._now = {}
+        rows: dict[bool, list[str]] = {False: [], True: []}
+        self._shown = [self._shown[1], set()]
+        for (local, table6), inode in sorted(self._listeners.items()):
+            self._shown[1].add(local)
+            self._print(rows[table6], table6, local, ("::" if ":" in local[0] else "0.0.0.0", 0), 0xA, inode)
+        for table6 in (False, True):
+            for bucket in range(8):
+                for socket in self._in_bucket(table6, bucket):
+                    if skip and not socket.skipped and bucket == skip:
+                        socket.skipped = True
+                    else:
+                        self._show(rows[table6], socket)
+                for step in meanwhile:
+                    self.take(step)
+                    break
+        write_tables(self._root, rows[False], rows[True])
+
+    def _in_bucket(self, table6: bool, bucket: int) -> list[Socket]:
+        return [
+            socket
+            for end, socket in self._sockets.items()
+            if socket.table6 == table6 and zlib.crc32(repr(end).encode()) % 8 == bucket
+        ]
+
+    def _print(self, rows: list[str], table6: bool, local: Address, remote: Address, state: int, inode: int) -> None:
+        text = endpoint6 if table6 else endpoint4
+        rows.append(row(len(rows), text(*local), text(*remote), state, inode))
+
+    def _show(self, rows: list[str], socket: Socket) -> None:
+        self._print(rows, socket.table6, socket.local, socket.remote, socket.state, socket.inode)
+        link, end, flipped = socket.link, (socket.local, socket.remote), (socket.remote, socket.local)
+        seen = Print(self.polls, link, socket.state, socket.inode)
+        before = self._now.get(end) or self._last.get(end)
+        other = self._now.get(flipped) or self._last.get(flipped)
+        if before is None or before.link is not link:
+            reused = before is not None and not is_successor(before, seen)
+            link.certain |= reused
+            link.after_another |= any(p is not None and p.link is not link for p in (before, other))
+        link.printed = True
+        self._now[end] = seen
+
+    def hear(self, report: Connection) -> None:
+        """Check the ends of a report made after the last poll, as far as a poll can know them."""
+        source, destination = ((e.ip, e.port) for e in (report.source, report.destination))
+        pair = frozenset([source, destination])
+        self.reports[pair] += 1
+        ends = (source, destination), (destination, source)
+        seen = [self._now[end] for end in ends if end in self._now]
+        assert seen, f"reported what no row showed: {report}"
+        link = seen[-1].link
+        server = self._now.get((link.server, link.client))
+        waiting = server is not None and server.inode == 0 and server.state in WAITING
+        listened = link.server in self._shown[0] | self._shown[1]
+        if waiting or listened or not link.kind.server_here:
+            assert (source, destination) == (link.client, link.server)
+            if link.kind.client != "10.0.0.5" or not link.kind.server_here or len(seen) > 1:
+                assert report.direction == link.kind.direction
+
+    def check(self) -> None:
+        """Each connection of which a row was printed was reported once, and nothing else."""
+        pairs: defaultdict[frozenset[Address], list[Link]] = defaultdict(list)
+        for link in self._links:
+            if link.printed:
+                pairs[frozenset([link.client, link.server])].append(link)
+        for pair in pairs.keys() | self.reports.keys():
+            known = sum(link.certain or not link.after_another for link in pairs[pair])
+            assert known <= self.reports[pair] <= len(pairs[pair]), f"{pair}: {self.reports[pair]} reports"

@@ -1,0 +1,258 @@
+"""Histories of connections, poll by poll: each connection is reported once, with the right ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tcpwatchd.connection import End, Endpoint, Row, TcpState
+from tcpwatchd.procnet import Tables
+from tcpwatchd.tracker import Tracker, can_be
+from tests.polls import Polls
+from tests.table import write_tables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LISTENER = "10.0.0.5:80 0.0.0.0:0 LISTEN 1"
+CLIENT, SERVER = "192.0.2.56:5973", "10.0.0.5:80"
+INGRESS = f"{CLIENT} -> {SERVER} ingress"
+
+
+@pytest.fixture
+def polls(tmp_path: Path) -> Polls:
+    return Polls(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("listener", "row"),
+    [
+        (LISTENER, f"{SERVER} {CLIENT} ESTABLISHED 9"),
+        ("0.0.0.0:80 0.0.0.0:0 LISTEN 1", f"{SERVER} {CLIENT} ESTABLISHED 9"),
+        ("[::]:80 [::]:0 LISTEN 1", "[::ffff:10.0.0.5]:80 [::ffff:192.0.2.56]:5973 ESTABLISHED 9"),
+        ("10.0.0.5:81 0.0.0.0:0 LISTEN 1", f"{SERVER} {CLIENT} ESTABLISHED 0"),
+        ("10.0.0.5:81 0.0.0.0:0 LISTEN 1", f"{SERVER} {CLIENT} CLOSE_WAIT 0"),
+    ],
+    ids=["its address", "wildcard", "dual-stack", "waits to be accepted", "closed while it waits"],
+)
+def test_accepted_here(polls: Polls, listener: str, row: str) -> None:
+    assert polls.see(listener, row) == [INGRESS]
+
+
+@pytest.mark.parametrize(
+    "listener", ["10.0.0.6:5000 0.0.0.0:0 LISTEN 1", "10.0.0.5:5001 0.0.0.0:0 LISTEN 1"]
+)
+def test_opened_here(polls: Polls, listener: str) -> None:
+    row = "10.0.0.5:5000 192.0.2.1:443 ESTABLISHED 9"
+    assert polls.see(listener, row) == ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
+
+
+def test_an_ipv4_wildcard_takes_no_ipv6(polls: Polls) -> None:
+    row = "[2001:db8::5]:80 [2001:db8::6]:5000 ESTABLISHED 9"
+    found = polls.see("0.0.0.0:80 0.0.0.0:0 LISTEN 1", row)
+    assert found == ["[2001:db8::5]:80 -> [2001:db8::6]:5000 egress"]
+
+
+@pytest.mark.parametrize("state", ["SYN_SENT", "SYN_RECV", "NEW_SYN_RECV", "CLOSE"])
+def test_half_open_is_not_reported(polls: Polls, state: str) -> None:
+    assert polls.see(f"{SERVER} {CLIENT} {state} 0") == []
+    assert polls.see(LISTENER, f"{SERVER} {CLIENT} ESTABLISHED 0") == [INGRESS]
+
+
+def test_no_remote_port_is_no_connection(polls: Polls) -> None:
+    assert polls.see("10.0.0.5:80 0.0.0.0:0 CLOSE_WAIT 3") == []
+
+
+@pytest.mark.parametrize("state", ["ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "LAST_ACK", "CLOSING"])
+def test_every_later_state_is_a_connection(polls: Polls, state: str) -> None:
+    assert len(polls.see(f"10.0.0.5:5000 192.0.2.1:443 {state} 9")) == 1
+
+
+def test_one_life_is_one_report(polls: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    seen = [polls.see(f"{end} {rest}") for rest in ("ESTABLISHED 9", "FIN_WAIT1 9", "FIN_WAIT2 0", "TIME_WAIT 0")]
+    assert [len(reports) for reports in seen] == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("TIME_WAIT 0", "FIN_WAIT2 9"),
+        ("TIME_WAIT 0", "ESTABLISHED 9"),
+        ("ESTABLISHED 7", "ESTABLISHED 9"),
+        ("ESTABLISHED 7", "ESTABLISHED 0"),
+        ("CLOSE_WAIT 7", "TIME_WAIT 0"),
+        ("LAST_ACK 0", "TIME_WAIT 0"),
+        ("FIN_WAIT2 7", "ESTABLISHED 7"),
+        ("FIN_WAIT2 0", "ESTABLISHED 0"),
+    ],
+)
+def test_reuse_is_a_new_connection(polls: Polls, before: str, after: str) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.see(f"{end} {before}")) == 1
+    assert len(polls.see(f"{end} {after}")) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("ESTABLISHED 0", "ESTABLISHED 9"),
+        ("ESTABLISHED 0", "CLOSE_WAIT 9"),
+        ("CLOSE_WAIT 0", "CLOSE_WAIT 9"),
+        ("CLOSE_WAIT 0", "LAST_ACK 9"),
+        ("CLOSE_WAIT 8", "LAST_ACK 0"),
+        ("ESTABLISHED 8", "TIME_WAIT 0"),
+        ("FIN_WAIT1 8", "CLOSING 0"),
+        ("CLOSING 0", "TIME_WAIT 0"),
+    ],
+)
+def test_a_later_state_is_the_same_connection(polls: Polls, before: str, after: str) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.see(f"{end} {before}")) == 1
+    assert polls.see(f"{end} {after}") == []
+
+
+def test_a_reuse_that_looks_like_a_succession_cannot_be_known(polls: Polls) -> None:
+    row = "10.0.0.5:5000 192.0.2.1:443 TIME_WAIT 0"
+    assert len(polls.see(row)) == 1
+    assert polls.see(row) == []
+
+
+def test_a_listener_gone_for_two_polls_while_its_session_lives(polls: Polls) -> None:
+    session = f"{SERVER} {CLIENT}"
+    assert polls.see(LISTENER, f"{session} ESTABLISHED 9") == [INGRESS]
+    assert polls.see(f"{session} ESTABLISHED 9") == []
+    assert polls.see(f"{session} ESTABLISHED 9") == []
+    assert polls.see(f"{session} CLOSE_WAIT 9") == []
+
+
+def test_an_accepted_session_whose_listener_closed_at_once(polls: Polls) -> None:
+    polls.see(LISTENER)
+    assert polls.see(f"{SERVER} {CLIENT} ESTABLISHED 9") == [INGRESS]
+
+
+LOOPBACK = "127.0.0.1:40000 -> 127.0.0.1:80 internal"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8", "127.0.0.1:80 127.0.0.1:40000 ESTABLISHED 9"],
+        ["127.0.0.1:80 127.0.0.1:40000 ESTABLISHED 9", "127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8"],
+        ["127.0.0.1:40000 127.0.0.1:80 TIME_WAIT 0"],
+        ["127.0.0.1:80 127.0.0.1:40000 TIME_WAIT 0"],
+        ["127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8", "[::ffff:127.0.0.1]:80 [::ffff:127.0.0.1]:40000 ESTABLISHED 9"],
+    ],
+    ids=["client first", "server first", "client's TIME_WAIT", "server's TIME_WAIT", "dual-stack server"],
+)
+def test_loopback_without_a_visible_listener(polls: Polls, rows: list[str]) -> None:
+    assert polls.see(*rows) == [LOOPBACK]
+    assert polls.see(*rows) == []
+
+
+def test_a_listener_outweighs_the_lower_port(polls: Polls) -> None:
+    rows = ["127.0.0.1:90 127.0.0.1:8080 ESTABLISHED 8", "127.0.0.1:8080 127.0.0.1:90 ESTABLISHED 9"]
+    listener = "127.0.0.1:8080 0.0.0.0:0 LISTEN 1"
+    assert polls.see(listener, *rows) == ["127.0.0.1:90 -> 127.0.0.1:8080 internal"]
+
+
+def test_waiting_to_be_accepted_outweighs_the_lower_port(polls: Polls) -> None:
+    rows = ["127.0.0.1:90 127.0.0.1:8080 ESTABLISHED 8", "127.0.0.1:8080 127.0.0.1:90 ESTABLISHED 0"]
+    assert polls.see(*rows) == ["127.0.0.1:90 -> 127.0.0.1:8080 internal"]
+
+
+def test_two_addresses_of_this_machine(polls: Polls) -> None:
+    rows = ["10.0.0.1:5000 10.0.0.2:80 ESTABLISHED 8", "10.0.0.2:80 10.0.0.1:5000 ESTABLISHED 9"]
+    assert polls.see(*rows) == ["10.0.0.1:5000 -> 10.0.0.2:80 internal"]
+
+
+def test_the_second_end_appears_later(polls: Polls) -> None:
+    client, server = "10.0.0.1:5000 10.0.0.2:80 ESTABLISHED 8", "10.0.0.2:80 10.0.0.1:5000 ESTABLISHED 9"
+    assert len(polls.see(client)) == 1
+    assert polls.see(client, server) == []
+    assert polls.see(server) == []
+
+
+def test_reuse_of_a_loopback_pair_is_one_connection(polls: Polls) -> None:
+    client, server = "127.0.0.1:40000 127.0.0.1:80", "127.0.0.1:80 127.0.0.1:40000"
+    assert polls.see(f"{client} ESTABLISHED 8", f"{server} ESTABLISHED 9") == [LOOPBACK]
+    assert polls.see(f"{client} TIME_WAIT 0") == []
+    assert polls.see(f"{client} ESTABLISHED 18", f"{server} ESTABLISHED 19") == [LOOPBACK]
+    assert polls.see(f"{server} ESTABLISHED 29", f"{client} ESTABLISHED 28") == [LOOPBACK]
+    assert polls.see(f"{server} ESTABLISHED 29", f"{client} ESTABLISHED 28") == []
+
+
+def test_the_server_end_of_the_last_connection_and_the_client_end_of_the_next(polls: Polls) -> None:
+    client, server = "127.0.0.1:40000 127.0.0.1:80", "127.0.0.1:80 127.0.0.1:40000"
+    assert polls.see(f"{server} LAST_ACK 0") == [LOOPBACK]
+    assert polls.see(f"{client} ESTABLISHED 28", f"{server} ESTABLISHED 0") == [LOOPBACK]
+    assert polls.see(f"{client} ESTABLISHED 28", f"{server} ESTABLISHED 29") == []
+
+
+def test_accept_delayed_over_two_polls(polls: Polls) -> None:
+    session = f"{SERVER} {CLIENT}"
+    seen = [polls.see(LISTENER, f"{session} ESTABLISHED {inode}") for inode in (0, 0, 9, 9)]
+    assert seen == [[INGRESS], [], [], []]
+
+
+def test_a_row_skipped_once_is_not_new(polls: Polls) -> None:
+    row = f"{SERVER} {CLIENT} ESTABLISHED 9"
+    seen = [polls.see(LISTENER, *rows) for rows in ([row], [], [row], [row])]
+    assert seen == [[INGRESS], [], [], []]
+
+
+def test_a_row_gone_for_two_polls_is_forgotten(polls: Polls) -> None:
+    row = f"{SERVER} {CLIENT} ESTABLISHED 9"
+    seen = [polls.see(LISTENER, *rows) for rows in ([row], [], [], [row])]
+    assert seen == [[INGRESS], [], [], [INGRESS]]
+
+
+def test_a_self_connect_is_one_connection(polls: Polls) -> None:
+    row = "127.0.0.1:5000 127.0.0.1:5000 ESTABLISHED 9"
+    assert polls.see(row) == ["127.0.0.1:5000 -> 127.0.0.1:5000 internal"]
+    assert polls.see(row) == []
+    assert len(polls.see("127.0.0.1:5000 127.0.0.1:5000 ESTABLISHED 10")) == 1
+
+
+def test_two_live_sockets_on_one_4_tuple(polls: Polls) -> None:
+    first, second = "10.0.0.5:80 10.0.0.9:5000 ESTABLISHED 7", "10.0.0.5:80 10.0.0.9:5000 ESTABLISHED 8"
+    assert len(polls.see(first)) == 1
+    assert len(polls.see(first, second)) == 1
+    assert polls.see(first, second) == []
+    assert polls.see(second, first) == []
+
+
+def test_a_row_read_in_two_states_is_one_connection(polls: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.see(f"{end} ESTABLISHED 9", f"{end} TIME_WAIT 0")) == 1
+    assert polls.see(f"{end} TIME_WAIT 0") == []
+
+
+def test_what_is_open_at_start_is_marked(tmp_path: Path) -> None:
+    tables, tracker = Tables(str(tmp_path)), Tracker()
+    write_tables(
+        tmp_path,
+        [
+            "   0: 0100007F:1111 0100007F:0050 06 00000000:00000000 00:00000000 00000000     0        0 0",
+            "   1: 0100007F:2222 0100007F:0050 06 00000000:00000000 00:00000000 00000000     0        0 0",
+            "   2: 0100007F:0050 0100007F:2222 09 00000000:00000000 00:00000000 00000000     0        0 0",
+        ],
+        [],
+    )
+    (found,) = tracker.find_new(tables.read_snapshot())
+    assert (found.source.port, found.detected_by, found.state) == (0x2222, "startup", TcpState.LAST_ACK)
+    assert tracker.open == 1
+    assert tracker.find_new(tables.read_snapshot()) == []
+
+
+def test_successions_of_one_socket() -> None:
+    end = End(Endpoint(b"\1\1\1\1", 1), Endpoint(b"\2\2\2\2", 2))
+
+    def same(before: tuple[int, int], after: tuple[int, int]) -> bool:
+        return can_be(Row(end, TcpState(before[0]), before[1]), Row(end, TcpState(after[0]), after[1]))
+
+    reused = [((6, 0), (5, 9)), ((6, 0), (1, 9)), ((8, 7), (6, 0)), ((9, 0), (6, 0)), ((5, 7), (1, 7))]
+    assert not any(same(before, after) for before, after in reused)
+    assert same((8, 0), (8, 5))
+    assert not same((8, 0), (1, 0))
