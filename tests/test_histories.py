@@ -10,12 +10,28 @@ from hypothesis import strategies as st
 
 from tcpwatchd.procnet import Tables
 from tcpwatchd.tracker import Tracker
-from tests.kernel import STEPS, Kernel, Step
+from tests.kernel import KINDS, STEPS, Kernel, Step
 
-STEP = st.tuples(st.sampled_from((*STEPS, "open", "poll")), st.integers(0, 7), st.integers(0, 7))
+MORE = ("open", "accept", "close", "fin", "ack", "expire", "poll")
+FEW = st.sampled_from([0, 0, 0, 1, 2, 6])
 
 
-@given(st.lists(STEP, min_size=10, max_size=120))
+@st.composite
+def histories(draw: st.DrawFn) -> list[Step]:
+    """Steps among the connections of few kinds, so that they meet."""
+    kinds = st.sampled_from(draw(st.lists(st.integers(0, len(KINDS) - 1), min_size=1, max_size=3)))
+    named = {
+        "open": st.tuples(st.just("open"), kinds, st.integers(0, 3)),
+        "listen": st.tuples(st.just("listen"), kinds, st.integers(0, 1)),
+        "poll": st.tuples(st.just("poll"), FEW, FEW),
+    }
+    others = [st.tuples(st.just(name), st.integers(0, 3), st.integers(0, 1)) for name in (*STEPS, *MORE)]
+    step = st.one_of(*(named.get(name, other) for name, other in zip((*STEPS, *MORE), others)))
+    listens = [("listen", kind, port) for kind in range(len(KINDS)) for port in (0, 1)]
+    return [*listens, *draw(st.lists(step, min_size=40, max_size=150))]
+
+
+@given(histories())
 def test_every_visible_connection_is_reported_once(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         kernel, tables, tracker = Kernel(Path(folder)), Tables(folder), Tracker()

@@ -256,3 +256,17 @@ def test_successions_of_one_socket() -> None:
     assert not any(same(before, after) for before, after in reused)
     assert same((8, 0), (8, 5))
     assert not same((8, 0), (1, 0))
+
+
+def test_a_row_that_went_is_the_past_of_one_row_only(polls: Polls) -> None:
+    session = f"{SERVER} {CLIENT}"
+    assert polls.see(LISTENER, f"{session} ESTABLISHED 0") == [INGRESS]
+    assert polls.see(LISTENER, f"{session} TIME_WAIT 0", f"{session} ESTABLISHED 9") == [INGRESS]
+
+
+def test_a_pair_reused_twice_with_a_gap(polls: Polls) -> None:
+    client, server = "127.0.0.1:40000 127.0.0.1:80", "127.0.0.1:80 127.0.0.1:40000"
+    assert polls.see(f"{server} ESTABLISHED 9", f"{client} ESTABLISHED 8") == [LOOPBACK]
+    assert polls.see(f"{server} ESTABLISHED 0", f"{client} ESTABLISHED 18") == [LOOPBACK]
+    assert polls.see() == []
+    assert polls.see(f"{server} ESTABLISHED 0", f"{client} ESTABLISHED 28") == [LOOPBACK]
