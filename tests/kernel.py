@@ -221,7 +221,9 @@ class Kernel:
     def poll(self, meanwhile: Iterator[Step], skip: int) -> None:
         """Write the tables as one walk over them, with steps taken between its rows."""
         self.polls += 1
-        self._last = {end: seen for end, seen in {**self._last, **self._now}.items() if seen.poll >= self.polls - 2}
+        self._last = {
+            end: seen for end, seen in {**self._last, **self._now}.items() if seen.poll >= self.polls - 2
+        }
         self._now = {}
         rows: dict[bool, list[str]] = {False: [], True: []}
         self._shown = [self._shown[1], set()]
@@ -247,7 +249,9 @@ class Kernel:
             if socket.table6 == table6 and zlib.crc32(repr(end).encode()) % 8 == bucket
         ]
 
-    def _print(self, rows: list[str], table6: bool, local: Address, remote: Address, state: int, inode: int) -> None:
+    def _print(
+        self, rows: list[str], table6: bool, local: Address, remote: Address, state: int, inode: int
+    ) -> None:
         text = endpoint6 if table6 else endpoint4
         rows.append(row(len(rows), text(*local), text(*remote), state, inode))
 

@@ -52,5 +52,3 @@ def write_tables(root: Path, rows4: Sequence[str], rows6: Sequence[str] | None) 
         (root / "tcp6").unlink(missing_ok=True)
     else:
         (root / "tcp6").write_text(table6(rows6))
-
-

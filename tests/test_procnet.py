@@ -124,7 +124,8 @@ def test_unchanged_rows_near_a_fresh_one_and_asked_for(tmp_path: Path) -> None:
 
 def test_half_open_rows_are_left_out(tmp_path: Path) -> None:
     rows = [
-        line(i, f"10.0.0.1:{i + 1}", "10.0.0.2:80", state=state) for i, state in enumerate((2, 3, 7, 0xC, 0xA))
+        line(i, f"10.0.0.1:{i + 1}", "10.0.0.2:80", state=state)
+        for i, state in enumerate((2, 3, 7, 0xC, 0xA))
     ]
     assert [text.split()[2] for text in read_rows(tmp_path, rows)] == ["LISTEN"]
 

@@ -40,9 +40,7 @@ def test_accepted_here(polls: Polls, listener: str, row: str) -> None:
     assert polls.see(listener, row) == [INGRESS]
 
 
-@pytest.mark.parametrize(
-    "listener", ["10.0.0.6:5000 0.0.0.0:0 LISTEN 1", "10.0.0.5:5001 0.0.0.0:0 LISTEN 1"]
-)
+@pytest.mark.parametrize("listener", ["10.0.0.6:5000 0.0.0.0:0 LISTEN 1", "10.0.0.5:5001 0.0.0.0:0 LISTEN 1"])
 def test_opened_here(polls: Polls, listener: str) -> None:
     row = "10.0.0.5:5000 192.0.2.1:443 ESTABLISHED 9"
     assert polls.see(listener, row) == ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
@@ -64,14 +62,18 @@ def test_no_remote_port_is_no_connection(polls: Polls) -> None:
     assert polls.see("10.0.0.5:80 0.0.0.0:0 CLOSE_WAIT 3") == []
 
 
-@pytest.mark.parametrize("state", ["ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "LAST_ACK", "CLOSING"])
+@pytest.mark.parametrize(
+    "state", ["ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "LAST_ACK", "CLOSING"]
+)
 def test_every_later_state_is_a_connection(polls: Polls, state: str) -> None:
     assert len(polls.see(f"10.0.0.5:5000 192.0.2.1:443 {state} 9")) == 1
 
 
 def test_one_life_is_one_report(polls: Polls) -> None:
     end = "10.0.0.5:5000 192.0.2.1:443"
-    seen = [polls.see(f"{end} {rest}") for rest in ("ESTABLISHED 9", "FIN_WAIT1 9", "FIN_WAIT2 0", "TIME_WAIT 0")]
+    seen = [
+        polls.see(f"{end} {rest}") for rest in ("ESTABLISHED 9", "FIN_WAIT1 9", "FIN_WAIT2 0", "TIME_WAIT 0")
+    ]
     assert [len(reports) for reports in seen] == [1, 0, 0, 0]
 
 
@@ -142,7 +144,10 @@ LOOPBACK = "127.0.0.1:40000 -> 127.0.0.1:80 internal"
         ["127.0.0.1:80 127.0.0.1:40000 ESTABLISHED 9", "127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8"],
         ["127.0.0.1:40000 127.0.0.1:80 TIME_WAIT 0"],
         ["127.0.0.1:80 127.0.0.1:40000 TIME_WAIT 0"],
-        ["127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8", "[::ffff:127.0.0.1]:80 [::ffff:127.0.0.1]:40000 ESTABLISHED 9"],
+        [
+            "127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8",
+            "[::ffff:127.0.0.1]:80 [::ffff:127.0.0.1]:40000 ESTABLISHED 9",
+        ],
     ],
     ids=["client first", "server first", "client's TIME_WAIT", "server's TIME_WAIT", "dual-stack server"],
 )

@@ -1,0 +1,125 @@
+"""A Debian container with a systemd of its own, booted by systemd-nspawn from a cached tree."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+PROJECT = Path(__file__).parents[2]
+CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
+PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2"
+BOOT_TIMEOUT = 60.0
+
+
+def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its output is text, and part of the error when it fails."""
+    result = subprocess.run(command, check=False, text=True, capture_output=True, **options)
+    assert result.returncode == 0, f"{command}: status {result.returncode}\n{result.stdout}{result.stderr}"
+    return result
+
+
+def find_mirror() -> str:
+    """The archive that apt is set up with."""
+    targets = run(
+        "apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"
+    )
+    return targets.stdout.split()[0]
+
+
+def make_tree(suite: str) -> Path:
+    """The root of a minimal Debian, made once and kept; never changed after."""
+    tree = CACHE / f"{suite}-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:12]}"
+    if not tree.exists():
+        CACHE.mkdir(exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=CACHE))
+        run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, partial, find_mirror())
+        partial.chmod(0o755)
+        partial.rename(tree)
+    return tree
+
+
+def wait_until(condition: Any, seconds: float, what: str) -> None:
+    """Poll a condition; fail when it does not become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+class Container:
+    """A booted container over a throw-away copy of a tree; `leader` is its PID 1 as this machine sees it."""
+
+    def __init__(self, suite: str) -> None:
+        self._layers = Path(tempfile.mkdtemp(prefix="tcpwatchd-container-"))
+        self.root = self._layers / "root"
+        for name in ("upper", "work", "root"):
+            (self._layers / name).mkdir()
+        layers = f"lowerdir={make_tree(suite)},upperdir={self._layers}/upper,workdir={self._layers}/work"
+        run("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
+        self._console = (self._layers / "console").open("wb")
+        self.leader = 0
+
+    def __enter__(self) -> Container:
+        return self
+
+    def boot(self) -> None:
+        command = ["systemd-nspawn", "-D", str(self.root), "--private-network", "-b"]
+        flags = ["--register=no", "--keep-unit", "--console=pipe"]
+        self._nspawn = subprocess.Popen(
+            command + flags, stdin=subprocess.DEVNULL, stdout=self._console, stderr=self._console
+        )
+        wait_until(self._find_leader, BOOT_TIMEOUT, f"PID 1; see {self._console.name}")
+        wait_until(self._is_running, BOOT_TIMEOUT, f"boot; see {self._console.name}")
+
+    def _find_leader(self) -> bool:
+        children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
+        for child in children:
+            with contextlib.suppress(FileNotFoundError):  # nspawn's first child ends when PID 1 runs
+                if re.search(r"^NSpid:.*\t1$", Path(f"/proc/{child}/status").read_text(), re.MULTILINE):
+                    self.leader = int(child)
+        return self.leader != 0
+
+    def _is_running(self) -> bool:
+        return self.try_run("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
+
+    def try_run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        inside = ["nsenter", "--target", str(self.leader), "--all", *command]
+        return subprocess.run(inside, check=False, text=True, capture_output=True)
+
+    def run(self, *command: str) -> str:
+        """Run a command inside; its output. It must succeed."""
+        return run("nsenter", "--target", str(self.leader), "--all", *command).stdout
+
+    def in_network(self, *command: str) -> list[str]:
+        """A command for this machine that runs in the container's network."""
+        return ["nsenter", "--target", str(self.leader), "--net", *command]
+
+    def show(self, unit: str, name: str) -> str:
+        return self.run("systemctl", "show", "--property", name, "--value", unit).strip()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.leader:
+            self._nspawn.terminate()
+            self._nspawn.wait(timeout=30)
+        self._console.close()
+        run("umount", self.root)
+        shutil.rmtree(self._layers)
+
+
+def install(container: Container) -> None:
+    """As an administrator does it from the source: `make install`, here into the tree before it boots."""
+    path = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    run("make", "-C", PROJECT, "install", f"DESTDIR={container.root}", env=path)

@@ -1,0 +1,276 @@
+"""The unit in a real systemd with a real journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tcpwatchd import event
+from tests.system.container import PROJECT, Container, install, run, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TRAFFIC = [sys.executable, str(PROJECT / "tests" / "traffic.py")]
+HOST, PEER = "10.77.0.1", "10.77.0.2"
+PROCESSES, EACH = 12, 8334
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("systemd-nspawn") or not shutil.which("debootstrap"),
+    reason="needs root, systemd-nspawn and debootstrap",
+)
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[Container]:
+    with Container("bookworm") as booted:
+        install(booted)
+        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.boot()
+        booted.run("journalctl", "--update-catalog")
+        yield booted
+
+
+@pytest.fixture
+def service(container: Container) -> Iterator[Container]:
+    """The service with a short interval, stopped and back to its installed state afterwards."""
+    configure(container, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 0.5")
+    container.run("systemctl", "enable", "--now", "--quiet", "tcpwatchd")
+    yield container
+    container.run("systemctl", "disable", "--now", "--quiet", "tcpwatchd")
+    container.run("systemctl", "revert", "tcpwatchd")
+
+
+def configure(container: Container, lines: str) -> None:
+    drop_in = container.root / "etc/systemd/system/tcpwatchd.service.d/test.conf"
+    drop_in.parent.mkdir(exist_ok=True, parents=True)
+    drop_in.write_text(f"[Service]\n{lines}\n")
+    container.run("systemctl", "daemon-reload")
+
+
+def entries(container: Container, message_id: str, *matches: str) -> list[dict[str, Any]]:
+    """Counted by MESSAGE_ID: entries whose sender has gone before journald reads them lose their unit."""
+    container.run("journalctl", "--sync")
+    text = container.run("journalctl", "--output=json", f"MESSAGE_ID={message_id}", *matches)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class Traffic:
+    """A process of tests/traffic.py; `truth` is what its sockets saw."""
+
+    def __init__(self, container: Container, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            container.in_network(*TRAFFIC, *arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def truth(self) -> Any:
+        assert self._process.stdout
+        return json.loads(self._process.stdout.readline())
+
+    def end(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+class Peer:
+    """A network namespace joined to the container's by a veth pair."""
+
+    def __init__(self, container: Container) -> None:
+        holder = ["unshare", "--net", "sleep", "infinity"]
+        self._holder = subprocess.Popen(holder)
+        own = os.readlink("/proc/self/ns/net")
+        namespace = Path(f"/proc/{self._holder.pid}/ns/net")
+        wait_until(lambda: os.readlink(namespace) != own, 10, "a namespace of its own")
+        self._enter = ["nsenter", "--target", str(self._holder.pid), "--net"]
+        ends = ["ve0", "type", "veth", "peer", "name", "ve1", "netns", str(container.leader)]
+        run(*self._enter, "ip", "link", "add", *ends)
+        for prefix, link, address in ((self._enter, "ve0", PEER), (container.in_network(), "ve1", HOST)):
+            run(*prefix, "ip", "address", "add", f"{address}/24", "dev", link)
+            run(*prefix, "ip", "link", "set", link, "up")
+
+    def in_network(self, *command: str) -> list[str]:
+        return [*self._enter, *command]
+
+    def end(self) -> None:
+        self._holder.terminate()
+        self._holder.wait()
+
+
+@pytest.fixture
+def peer(container: Container) -> Iterator[Peer]:
+    made = Peer(container)
+    yield made
+    made.end()
+
+
+def test_every_kind_of_connection_field_by_field(service: Container, peer: Peer) -> None:
+    theirs = Traffic(peer, "peer", PEER, HOST)  # type: ignore[arg-type]
+    ours = Traffic(service, "each", PEER)
+    truth = ours.truth()
+    main = service.show("tcpwatchd", "MainPID")
+    wait_until(lambda: len(find_entries(service, truth)) == len(truth), 10, "an entry for each connection")
+    found = find_entries(service, truth)
+    for expected in truth:
+        (entry,) = [e for e in found if e["SOURCE_PORT"] == expected["SOURCE_PORT"]]
+        check_entry(entry, expected)
+        assert entry["_PID"] == main
+    ours.end()
+    theirs.end()
+    time.sleep(1.2)
+    assert len(find_entries(service, truth)) == len(truth)
+
+
+def find_entries(container: Container, truth: list[dict[str, str]]) -> list[dict[str, Any]]:
+    ports = {expected["SOURCE_PORT"] for expected in truth}
+    return [e for e in entries(container, event.CONNECTION_OPENED) if e["SOURCE_PORT"] in ports]
+
+
+def check_entry(entry: dict[str, Any], expected: dict[str, str]) -> None:
+    bracket = "[{}]:{}" if expected["NETWORK_TYPE"] == "ipv6" else "{}:{}"
+    ends = [
+        bracket.format(expected[f"{side}_IP"], expected[f"{side}_PORT"]) for side in ("SOURCE", "DESTINATION")
+    ]
+    fields = {
+        **expected,
+        "MESSAGE": f"New connection: {ends[0]} -> {ends[1]}",
+        "MESSAGE_ID": event.CONNECTION_OPENED,
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "tcpwatchd",
+        "EVENT_ACTION": "connection-opened",
+        "NETWORK_TRANSPORT": "tcp",
+        "TCPWATCHD_DETECTED_BY": "poll",
+        "TCPWATCHD_TCP_STATE": "ESTABLISHED",
+        "_CAP_EFFECTIVE": "0",
+        "_SYSTEMD_UNIT": "tcpwatchd.service",
+    }
+    assert {name: entry.get(name) for name in fields} == fields
+    assert set(entry) - set(fields) - {"EVENT_START"} == {
+        name for name in entry if name.startswith("_")
+    } - set(fields)
+    written = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(int(entry["__REALTIME_TIMESTAMP"]) / 1e6))
+    assert entry["EVENT_START"][:16] == written
+    assert entry["EVENT_START"].endswith("Z")
+
+
+def test_the_catalog_explains_entries(service: Container) -> None:
+    kept = Traffic(service, "many", "1")
+    port = str(kept.truth()[0])
+    match = f"DESTINATION_PORT={port}"
+    wait_until(lambda: entries(service, event.CONNECTION_OPENED, match), 10, "the entry")
+    text = service.run("journalctl", "-x", "--no-pager", match)
+    assert f" Subject: A TCP connection from 127.0.0.1 to 127.0.0.1 port {port} opened" in text
+    assert " Its direction, as this machine sees it, is internal:" in text
+    kept.end()
+
+
+def test_every_message_has_an_entry_in_the_catalog() -> None:
+    identifiers = {value for value in vars(event).values() if isinstance(value, str) and len(value) == 32}
+    lines = (PROJECT / "systemd" / "tcpwatchd.catalog").read_text().splitlines()
+    assert {line[3:] for line in lines if line.startswith("-- ")} == identifiers
+
+
+def test_it_runs_without_privilege(service: Container) -> None:
+    main = service.show("tcpwatchd", "MainPID")
+    status = service.run("cat", f"/proc/{main}/status")
+    capabilities = {line.split()[1] for line in status.splitlines() if line.startswith("Cap")}
+    assert capabilities == {"0" * 16}
+    assert "Uid:\t0" not in status
+
+
+def test_the_unit_is_sound_and_little_exposed(container: Container) -> None:
+    unit = "/usr/lib/systemd/system/tcpwatchd.service"
+    assert container.run("systemd-analyze", "verify", "--recursive-errors=yes", unit) == ""
+    container.run("systemd-analyze", "security", "--threshold=10", "--no-pager", unit, "--offline=yes")
+
+
+def test_status_is_ascii_and_counts(service: Container) -> None:
+    status = service.show("tcpwatchd", "StatusText")
+    assert status.startswith("Polling every 0.5 s; ")
+    assert status.isascii()
+
+
+def test_it_is_activating_until_the_first_poll(service: Container) -> None:
+    service.run("systemctl", "stop", "tcpwatchd")
+    service.run("systemctl", "start", "--no-block", "tcpwatchd")
+    wait_until(lambda: service.show("tcpwatchd", "MainPID") != "0", 10, "a process")
+    # Stopped while Python starts, well before the first poll.
+    main = service.show("tcpwatchd", "MainPID")
+    service.run("sh", "-c", f"kill -STOP {main}")
+    time.sleep(1)
+    assert service.show("tcpwatchd", "ActiveState") == "activating"
+    service.run("sh", "-c", f"kill -CONT {main}")
+    wait_until(lambda: service.show("tcpwatchd", "ActiveState") == "active", 10, "ready")
+
+
+def test_a_stopped_daemon_is_restarted_by_the_watchdog(service: Container) -> None:
+    configure(
+        service, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 60\nWatchdogSec=1"
+    )
+    service.run("systemctl", "restart", "tcpwatchd")
+    main = service.show("tcpwatchd", "MainPID")
+    time.sleep(3)
+    assert service.show("tcpwatchd", "MainPID") == main, "fed between polls that are longer apart"
+    service.run("sh", "-c", f"kill -STOP {main}")
+    wait_until(lambda: service.show("tcpwatchd", "MainPID") not in ("0", main), 20, "a new process")
+    wait_until(lambda: service.show("tcpwatchd", "ActiveState") == "active", 10, "ready")
+    assert service.show("tcpwatchd", "NRestarts") == "1"
+
+
+def test_stop_is_quick_and_told(service: Container) -> None:
+    before = len(entries(service, event.WATCH_STOPPED))
+    began = time.monotonic()
+    service.run("systemctl", "stop", "tcpwatchd")
+    assert time.monotonic() - began < 2
+    assert service.show("tcpwatchd", "Result") == "success"
+    assert len(entries(service, event.WATCH_STOPPED)) == before + 1
+
+
+def test_reload_is_survived(service: Container) -> None:
+    main = service.show("tcpwatchd", "MainPID")
+    service.run("systemctl", "reload", "tcpwatchd")
+    assert service.show("tcpwatchd", "ActiveState") == "active"
+    assert service.show("tcpwatchd", "MainPID") == main
+
+
+def test_wrong_usage_is_not_tried_again(service: Container) -> None:
+    configure(service, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --interval never")
+    service.try_run("systemctl", "restart", "tcpwatchd")
+    time.sleep(2)
+    assert service.show("tcpwatchd", "ActiveState") == "failed"
+    assert (service.show("tcpwatchd", "ExecMainStatus"), service.show("tcpwatchd", "NRestarts")) == ("2", "0")
+
+
+def test_a_hundred_thousand_in_one_poll(service: Container) -> None:
+    """All are written, none suppressed by the journal's rate limit."""
+    configure(service, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 20")
+    service.run("systemctl", "restart", "tcpwatchd")
+    traffics = [Traffic(service, "many", str(EACH)) for _ in range(PROCESSES)]
+    truths = [traffic.truth() for traffic in traffics]
+    expected = Counter((str(client), str(server)) for server, clients in truths for client in clients)
+    assert sum(expected.values()) == PROCESSES * EACH
+    servers = {str(server) for server, _ in truths}
+    wait_until(lambda: count_reported(service) >= PROCESSES * EACH, 60, "all reported")
+    found = Counter(
+        (e["SOURCE_PORT"], e["DESTINATION_PORT"])
+        for e in entries(service, event.CONNECTION_OPENED)
+        if e["DESTINATION_PORT"] in servers
+    )
+    assert found == expected
+    assert "Suppressed" not in service.run("journalctl", "-u", "systemd-journald", "--no-pager")
+    for traffic in traffics:
+        traffic.end()
+
+
+def count_reported(container: Container) -> int:
+    return int(container.show("tcpwatchd", "StatusText").split("; ")[1].split()[0])

@@ -1,0 +1,105 @@
+"""Real TCP connections, made by a process of its own, held until its stdin ends.
+
+It prints what its sockets saw as JSON. Usage: traffic.py each PEER | peer ADDRESS HOST | many COUNT
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Socket = socket.socket
+DOOR = 8080
+
+
+def listen(address: str, port: int = 0, dual_stack: bool = False) -> Socket:
+    """`dual_stack` only matters for an IPv6 address."""
+    server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if ":" in address:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+    server.bind((address, port))
+    server.listen(4096)
+    return server
+
+
+def describe(source: Any, destination: Any, direction: str) -> dict[str, str]:
+    """A connection in the words of the journal's fields."""
+    return {
+        "SOURCE_IP": source[0],
+        "SOURCE_PORT": str(source[1]),
+        "DESTINATION_IP": destination[0],
+        "DESTINATION_PORT": str(destination[1]),
+        "NETWORK_DIRECTION": direction,
+        "NETWORK_TYPE": "ipv6" if ":" in source[0] else "ipv4",
+    }
+
+
+def connect(address: str, port: int) -> Socket:
+    return socket.create_connection((address, port), timeout=30)
+
+
+def connect_soon(address: str, port: int) -> Socket:
+    """To a process that may not listen yet."""
+    for _ in range(1000):
+        with contextlib.suppress(ConnectionRefusedError):
+            return connect(address, port)
+        time.sleep(0.01)
+    raise TimeoutError(f"nobody listens at {address}:{port}")
+
+
+def hold(kept: list[Any], truth: Any) -> None:
+    """Tell the truth, keep the sockets open until stdin ends."""
+    print(json.dumps(truth), flush=True)
+    sys.stdin.read()
+    kept.clear()
+
+
+def open_each(peer: str) -> None:
+    """IPv4, IPv6, and IPv4 to a dual-stack server on loopback; to and from a peer in another namespace."""
+    servers = [
+        (listen("127.0.0.1"), "127.0.0.1"),
+        (listen("::1"), "::1"),
+        (listen("::", 0, True), "127.0.0.1"),
+    ]
+    clients = [connect(address, server.getsockname()[1]) for server, address in servers]
+    accepted = [server.accept()[0] for server, _ in servers]
+    truth = [describe(client.getsockname(), client.getpeername(), "internal") for client in clients]
+    door = listen("0.0.0.0", DOOR)
+    egress, ingress = connect_soon(peer, DOOR), door.accept()[0]
+    truth.append(describe(egress.getsockname(), egress.getpeername(), "egress"))
+    truth.append(describe(ingress.getpeername(), ingress.getsockname(), "ingress"))
+    hold([servers, clients, accepted, door, egress, ingress], truth)
+
+
+def be_peer(address: str, host: str) -> None:
+    """The other end of `each`: accept one connection, open one."""
+    door = listen(address, DOOR)
+    accepted = door.accept()[0]
+    hold([door, accepted, connect_soon(host, DOOR)], [])
+
+
+def open_many(count: int) -> None:
+    """On loopback, accepted; tells the server's port and the clients'."""
+    server = listen("127.0.0.1")
+    kept = []
+    for _ in range(count):
+        kept += [connect(*server.getsockname()), server.accept()[0]]
+    hold([server, *kept], [server.getsockname()[1], [end.getsockname()[1] for end in kept[::2]]])
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "each": open_each,
+    "peer": be_peer,
+    "many": lambda count: open_many(int(count)),
+}
+
+if __name__ == "__main__":
+    COMMANDS[sys.argv[1]](*sys.argv[2:])
