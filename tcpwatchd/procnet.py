@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 import time
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.connection import HALF_OPEN, End, Endpoint, Row, Snapshot, TcpState
@@ -26,8 +27,8 @@ PADDED_ROW = 150
 """Length of an IPv4 row unless one of its columns overflows (TMPSZ in tcp_ipv4.c)."""
 WIDEST_NUMBER = 10
 """Digits of a row number (an int)."""
-BLOCK = 436 * PADDED_ROW
-"""Bytes that are sliced at once."""
+BLOCK = 300 * PADDED_ROW
+"""Bytes that are sliced at once: a set of 300 fills its table, one of 308 needs the next size."""
 QUEUES = 40
 """Width of the columns between the state and the uid, which are not kept."""
 OWNER = 30
@@ -112,50 +113,60 @@ class Format:
 
 
 class Change(NamedTuple):
-    """What one reading of one table brought, as slices; the fresh ones in reading order."""
+    """One reading of one table, and what it brought: slices, the fresh ones in reading order."""
 
+    blocks: list[set[bytes]]
     fresh: list[bytes]
     gone: set[bytes]
 
 
 class Table:
-    """One table, and the slices of its last reading."""
+    """One table, and the slices of its last reading, block by block.
+
+    The kernel keeps its order from reading to reading, so that most blocks stay equal to what they were. Sets
+    of this size are filled better than one large one, and nothing as large as the table is ever allocated.
+    """
 
     def __init__(self, path: str, rows: Format) -> None:
         self._path = path
         self._format = rows
-        self._known: set[bytes] = set()
+        self._blocks: list[set[bytes]] = []
 
     def __len__(self) -> int:
-        return len(self._known)
+        return sum(map(len, self._blocks))
 
     def read_change(self) -> Change:
         """Compare the table with its last reading, which stays the last one until `keep`.
 
         Raises OSError and TableError.
         """
-        fresh: list[bytes] = []
-        gone = self._known.copy()
-        for block in read_blocks(self._path):
-            slices = self._format.slice_rows(block)
-            before = len(gone)
-            gone.difference_update(slices)
-            if before - len(gone) != len(slices):
-                fresh += [text for text in slices if text not in self._known]
-        # A row that moves while the table is walked is read twice.
-        return Change(list(dict.fromkeys(fresh)), gone)
+        blocks: list[set[bytes]] = []
+        came: dict[bytes, None] = {}
+        went: set[bytes] = set()
+        slices = map(self._format.slice_rows, read_blocks(self._path))
+        for read, last in zip_longest(slices, self._blocks):
+            known, block = last or set(), read or []
+            if known != set(block):
+                added = [text for text in block if text not in known]
+                removed = known.difference(block)
+                known = renew(known, added, removed)
+                came.update(dict.fromkeys(added))
+                went |= removed
+            if known:
+                blocks.append(known)
+        # Rows that only moved to another block both came and went.
+        return Change(blocks, [text for text in came if text not in went], went - came.keys())
 
     def keep(self, change: Change) -> None:
-        self._known -= change.gone
-        self._known.update(change.fresh)
+        self._blocks = change.blocks
 
     def find_unchanged(self, change: Change, ends: Collection[End]) -> list[Row]:
         """Rows of the last reading at one of these ends that the change left as they were."""
-        if not self._known or not ends:
+        if not self._blocks or not ends:
             return []
         width = self._format.key
         keys = self._format.format_keys(ends)
-        found = [text for text in self._known if text[:width] in keys]
+        found = [text for block in self._blocks for text in block if text[:width] in keys]
         return self.parse([text for text in found if text not in change.gone], [])
 
     def parse(self, slices: Iterable[bytes], malformed: list[bytes]) -> list[Row]:
@@ -179,7 +190,7 @@ class OptionalTable(Table):
         try:
             return super().read_change()
         except FileNotFoundError:
-            return Change([], self._known.copy())
+            return Change([], [], set().union(*self._blocks))
 
 
 class Tables:
@@ -212,6 +223,13 @@ class Tables:
         for table, change in changes:
             table.keep(change)
         return Snapshot(started, ended, fresh, gone, near, malformed)
+
+
+def renew(known: set[bytes], added: list[bytes], removed: set[bytes]) -> set[bytes]:
+    """A changed copy of a set, made of its own objects where they stay: memory is not moved about."""
+    changed = known - removed
+    changed.update(added)
+    return changed
 
 
 def read_blocks(path: str) -> Iterator[bytes]:

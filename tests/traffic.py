@@ -1,6 +1,6 @@
 """Real TCP connections, made by a process of its own, held until its stdin ends.
 
-It prints what its sockets saw as JSON. Usage: traffic.py each PEER | peer ADDRESS HOST | many COUNT
+It prints what its sockets saw as JSON. Usage: traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS]
 """
 
 from __future__ import annotations
@@ -86,19 +86,19 @@ def be_peer(address: str, host: str) -> None:
     hold([door, accepted, connect_soon(host, DOOR)], [])
 
 
-def open_many(count: int) -> None:
+def open_many(count: str, address: str = "127.0.0.1") -> None:
     """On loopback, accepted; tells the server's port and the clients'."""
-    server = listen("127.0.0.1")
+    server = listen(address)
     kept = []
-    for _ in range(count):
-        kept += [connect(*server.getsockname()), server.accept()[0]]
+    for _ in range(int(count)):
+        kept += [connect(*server.getsockname()[:2]), server.accept()[0]]
     hold([server, *kept], [server.getsockname()[1], [end.getsockname()[1] for end in kept[::2]]])
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "each": open_each,
     "peer": be_peer,
-    "many": lambda count: open_many(int(count)),
+    "many": open_many,
 }
 
 if __name__ == "__main__":
