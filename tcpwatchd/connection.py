@@ -31,29 +31,40 @@ HALF_OPEN = frozenset({TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.CLOSE, Tcp
 """States of a socket that is not, or not yet, a connection."""
 
 
-class Endpoint(NamedTuple):
-    """An address and a port; the address is packed, 4 or 16 bytes in network order, never IPv4-mapped."""
+class Endpoint(bytes):
+    """An address of 4 or 16 bytes, never IPv4-mapped, then a port of 2 bytes, both in network order.
 
-    address: bytes
-    port: int
+    Packed, because a poll may make hundreds of thousands of them at once.
+    """
+
+    __slots__ = ()
+
+    @property
+    def address(self) -> bytes:
+        return self[:-2]
+
+    @property
+    def port(self) -> int:
+        return int.from_bytes(self[-2:], "big")
 
     @property
     def ip(self) -> str:
         """The bare address as text; IPv6 as in RFC 5952."""
-        return socket.inet_ntop(socket.AF_INET if self.is_ipv4 else socket.AF_INET6, self.address)
+        return socket.inet_ntop(socket.AF_INET if self.is_ipv4 else socket.AF_INET6, self[:-2])
 
     @property
     def is_ipv4(self) -> bool:
-        return len(self.address) == 4
+        return len(self) == IPV4_LENGTH
 
     @property
     def is_loopback(self) -> bool:
-        return self.address[0] == 127 if self.is_ipv4 else self.address == IPV6_LOOPBACK
+        return self[0] == 127 if self.is_ipv4 else self[:-2] == IPV6_LOOPBACK
 
     def __str__(self) -> str:
         return f"{self.ip}:{self.port}" if self.is_ipv4 else f"[{self.ip}]:{self.port}"
 
 
+IPV4_LENGTH = 6
 IPV4_ANY = bytes(4)
 IPV6_ANY = bytes(16)
 IPV6_LOOPBACK = bytes(15) + b"\1"

@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 import time
+from binascii import hexlify, unhexlify
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,25 +62,33 @@ class Format:
         self.padded = words == 1
 
     def slice_rows(self, block: bytes) -> list[bytes]:
-        """One slice a row. Rows that do not fit the usual widths take the slow way."""
-        rows, odd = divmod(len(block), PADDED_ROW)
+        """One slice a row. Rows are numbered in order, so their columns shift at most once in a block."""
         number = block.find(b":")
-        if (
-            self.padded
-            and not odd
-            and 0 < number <= WIDEST_NUMBER
-            and block[number::PADDED_ROW] == b":" * rows
-            and block[PADDED_ROW - 1 :: PADDED_ROW] == b"\n" * rows
-        ):
+        if self.padded and self._is_regular(block, number):
             skipped = PADDED_ROW - number - 2 - self.head - QUEUES - OWNER
             columns = f"{number + 2}x{self.head}s{QUEUES}x{OWNER}s{skipped}x"
             return list(map(b"".join, struct.iter_unpack(columns, block)))
-        return [self._slice_line(line) for line in block.splitlines()]
+        lines = block.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        if lines[-1].find(b":") == number:
+            return self._slice_lines(lines, number)
+        return [text for line in lines for text in self._slice_lines([line], line.find(b":"))]
 
-    def _slice_line(self, line: bytes) -> bytes:
-        start = line.find(b":") + 2
-        owner = start + self.head + QUEUES
-        return line[start : start + self.head] + line[owner : owner + OWNER]
+    def _is_regular(self, block: bytes, number: int) -> bool:
+        """Whether all rows have the usual length, and row numbers of one width."""
+        rows, odd = divmod(len(block), PADDED_ROW)
+        return (
+            not odd
+            and 0 < number <= WIDEST_NUMBER
+            and block[number::PADDED_ROW] == b":" * rows
+            and block[PADDED_ROW - 1 :: PADDED_ROW] == b"\n" * rows
+        )
+
+    def _slice_lines(self, lines: list[bytes], number: int) -> list[bytes]:
+        start, end = number + 2, number + 2 + self.head
+        owner, last = end + QUEUES, end + QUEUES + OWNER
+        return [line[start:end] + line[owner:last] for line in lines]
 
     def parse_row(self, text: bytes) -> Row:
         """Parse one slice. Raises ValueError."""
@@ -87,16 +96,12 @@ class Format:
         if columns is None or columns[5] not in STATES:
             raise ValueError(text)
         local, local_port, remote, remote_port, state, inode = columns.groups()
-        end = End(
-            Endpoint(self._parse_address(local), int(local_port, 16)),
-            Endpoint(self._parse_address(remote), int(remote_port, 16)),
-        )
+        end = End(self._parse_endpoint(local, local_port), self._parse_endpoint(remote, remote_port))
         return Row(end, STATES[state], int(inode))
 
-    def _parse_address(self, text: bytes) -> bytes:
-        words = self._printed.unpack(bytes.fromhex(text.decode()))
-        address = self._stored.pack(*words)
-        return address[12:] if address.startswith(MAPPED) else address
+    def _parse_endpoint(self, address: bytes, port: bytes) -> Endpoint:
+        packed = self._stored.pack(*self._printed.unpack(unhexlify(address))) + unhexlify(port)
+        return Endpoint(packed[len(MAPPED) :] if packed.startswith(MAPPED) else packed)
 
     def format_keys(self, ends: Iterable[End]) -> set[bytes]:
         """What slices of these ends begin with; an IPv6 end has none in the table of IPv4."""
@@ -107,9 +112,9 @@ class Format:
         }
 
     def _format_endpoint(self, endpoint: Endpoint) -> bytes:
-        address = MAPPED + endpoint.address if endpoint.is_ipv4 and not self.padded else endpoint.address
-        words = self._stored.unpack(address)
-        return b"%b:%04X" % (self._printed.pack(*words).hex().upper().encode(), endpoint.port)
+        mapped = MAPPED if endpoint.is_ipv4 and not self.padded else b""
+        words = self._stored.unpack(mapped + endpoint[:-2])
+        return b"%b:%b" % (hexlify(self._printed.pack(*words)).upper(), hexlify(endpoint[-2:]).upper())
 
 
 class Change(NamedTuple):
@@ -141,7 +146,7 @@ class Table:
         Raises OSError and TableError.
         """
         blocks: list[set[bytes]] = []
-        came: dict[bytes, None] = {}
+        came: list[bytes] = []
         went: set[bytes] = set()
         slices = map(self._format.slice_rows, read_blocks(self._path))
         for read, last in zip_longest(slices, self._blocks):
@@ -150,12 +155,12 @@ class Table:
                 added = [text for text in block if text not in known]
                 removed = known.difference(block)
                 known = renew(known, added, removed)
-                came.update(dict.fromkeys(added))
+                came += added
                 went |= removed
             if known:
                 blocks.append(known)
         # Rows that only moved to another block both came and went.
-        return Change(blocks, [text for text in came if text not in went], went - came.keys())
+        return Change(blocks, [text for text in came if text not in went], went.difference(came))
 
     def keep(self, change: Change) -> None:
         self._blocks = change.blocks

@@ -103,15 +103,13 @@ class _Comparison:
         self._rows = [row for row in snapshot.fresh if is_counted(row)]
         self._gone = [row for row in snapshot.gone if is_counted(row)]
         self._shown = {row.end: row for row in (*snapshot.near, *self._rows)}
-        # A row that went can be the past of one row, a row that stays (the table is no instant) of any.
+        # A row that went can be the past of one row; one that is still shown too, as the table is no instant.
         self._went: defaultdict[End, list[Row | None]] = defaultdict(list)
-        self._stays: defaultdict[End, list[Row]] = defaultdict(list)
+        self._stays = {row.end: row for row in snapshot.near}
         for row in self._gone:
             self._went[row.end].append(row)
         for end, last in away.items():
             self._went[end].append(last)
-        for row in snapshot.near:
-            self._stays[row.end].append(row)
 
     def find_new(self) -> list[Connection]:
         return [self._describe(row, "poll") for row in self._rows if self._is_new(row)]
@@ -129,7 +127,7 @@ class _Comparison:
             self._heard[end] = heard
             return False
         known = self._heard.pop(end, None) is not None or self._continues(row) or self._is_second(end)
-        self._stays[end].append(row)
+        self._stays[end] = row
         if not known and end != flipped and self._is_known(flipped):
             self._heard[flipped] = self._snapshot.ended
         return not known
@@ -152,7 +150,8 @@ class _Comparison:
             if before is None or can_be(before, row):
                 went.remove(before)
                 return True
-        return any(can_be(before, row) for before in self._stays.get(row.end, ()))
+        stays = self._stays.get(row.end)
+        return stays is not None and can_be(stays, row)
 
     def _is_known(self, end: End) -> bool:
         return end in self._went or end in self._stays or end in self._heard
@@ -173,9 +172,10 @@ class _Comparison:
     def _accepts(self, row: Row) -> bool:
         """Whether the local end accepted: it listens, or the connection waits to be accepted."""
         local = row.end.local
-        names = [local, Endpoint(IPV6_ANY, local.port)]
+        port = local[-2:]
+        names = [local, Endpoint(IPV6_ANY + port)]
         if local.is_ipv4:
-            names.append(Endpoint(IPV4_ANY, local.port))
+            names.append(Endpoint(IPV4_ANY + port))
         unaccepted = row.inode == 0 and row.state in UNACCEPTED
         return unaccepted or not self._listeners.isdisjoint(names)
 

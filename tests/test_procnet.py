@@ -117,7 +117,7 @@ def test_unchanged_rows_near_a_fresh_one_and_asked_for(tmp_path: Path) -> None:
     tables.read_snapshot()
     server = row(0, endpoint6("10.0.0.2", 80), endpoint6("10.0.0.1", 5000), 1, 4)
     write_tables(tmp_path, [client, asked, other], [server])
-    end = End(Endpoint(bytes([10, 0, 0, 1]), 6000), Endpoint(bytes([10, 0, 0, 2]), 80))
+    end = End(Endpoint(b"\x0a\0\0\1\x17\x70"), Endpoint(b"\x0a\0\0\2\0\x50"))
     snapshot = tables.read_snapshot([end])
     assert sorted(found.inode for found in snapshot.near) == [1, 2]
 

@@ -252,7 +252,7 @@ def test_what_is_open_at_start_is_marked(tmp_path: Path) -> None:
 
 
 def test_successions_of_one_socket() -> None:
-    end = End(Endpoint(b"\1\1\1\1", 1), Endpoint(b"\2\2\2\2", 2))
+    end = End(Endpoint(b"\1\1\1\1\0\1"), Endpoint(b"\2\2\2\2\0\2"))
 
     def same(before: tuple[int, int], after: tuple[int, int]) -> bool:
         return can_be(Row(end, TcpState(before[0]), before[1]), Row(end, TcpState(after[0]), after[1]))
