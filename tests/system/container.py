@@ -9,9 +9,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tests.namespace import run, wait_until
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -20,13 +21,6 @@ PROJECT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
 PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2"
 BOOT_TIMEOUT = 60.0
-
-
-def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; its output is text, and part of the error when it fails."""
-    result = subprocess.run(command, check=False, text=True, capture_output=True, **options)
-    assert result.returncode == 0, f"{command}: status {result.returncode}\n{result.stdout}{result.stderr}"
-    return result
 
 
 def find_mirror() -> str:
@@ -47,14 +41,6 @@ def make_tree(suite: str) -> Path:
         partial.chmod(0o755)
         partial.rename(tree)
     return tree
-
-
-def wait_until(condition: Any, seconds: float, what: str) -> None:
-    """Poll a condition; fail when it does not become true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
 
 
 class Container:
@@ -100,10 +86,6 @@ class Container:
     def run(self, *command: str) -> str:
         """Run a command inside; its output. It must succeed."""
         return run("nsenter", "--target", str(self.leader), "--all", *command).stdout
-
-    def in_network(self, *command: str) -> list[str]:
-        """A command for this machine that runs in the container's network."""
-        return ["nsenter", "--target", str(self.leader), "--net", *command]
 
     def show(self, unit: str, name: str) -> str:
         return self.run("systemctl", "show", "--property", name, "--value", unit).strip()

@@ -1,0 +1,62 @@
+"""Settings and the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcpwatchd import __version__
+from tcpwatchd.config import SETTINGS, Settings, parse_arguments
+
+
+def test_defaults() -> None:
+    assert parse_arguments([]) == Settings(interval=10.0, output="auto", once=False)
+
+
+def test_every_setting_has_its_flag() -> None:
+    values = {"interval": "2.5", "output": "json"}
+    assert {setting.name for setting in SETTINGS} == set(values)
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    assert parse_arguments([*flags, "--once"]) == Settings(interval=2.5, output="json", once=True)
+
+
+@pytest.mark.parametrize("text", ["0.1", "86400", "1e1"])
+def test_intervals(text: str) -> None:
+    assert parse_arguments(["--interval", text]).interval == float(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--interval", "0.09"], ["--interval", "0.1", "86400", "'0.09'"]),
+        (["--interval", "86401"], ["--interval"]),
+        (["--interval", "-1"], ["--interval", "'-1'"]),
+        (["--interval", "nan"], ["--interval"]),
+        (["--interval", "inf"], ["--interval"]),
+        (["--interval", "ten"], ["--interval", "'ten'"]),
+        (["--interval", ""], ["--interval"]),
+        (["--interval"], ["--interval"]),
+        (["--output", "syslog"], ["--output", "'syslog'", "journal"]),
+        (["--out", "json"], ["--out"]),
+        (["--verbose"], ["--verbose"]),
+        (["extra"], ["extra"]),
+        (["--once=yes"], ["--once"]),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_the_flag(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse_arguments(arguments)
+    out, err = capsys.readouterr()
+    assert (exit_info.value.code, out) == (2, "")
+    assert err.startswith("tcpwatchd: ")
+    assert err.count("\n") == 1
+    assert all(word in err for word in words)
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, text in (("--version", f"tcpwatchd {__version__}"), ("--help", "--interval SECONDS")):
+        with pytest.raises(SystemExit) as exit_info:
+            parse_arguments([flag])
+        assert exit_info.value.code == 0
+        assert text in capsys.readouterr().out

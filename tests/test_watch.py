@@ -1,0 +1,262 @@
+"""The loop, watched from outside: real processes, real sockets in a network namespace, or given tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tcpwatchd import event
+from tcpwatchd.watch import next_deadline
+from tests.daemon import Daemon, run_program, with_proc
+from tests.holder import Traffic
+from tests.namespace import Namespace, run, wait_until
+from tests.table import endpoint4, row, write_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
+pytestmark = needs_root
+HOST, PEER = "10.78.0.1", "10.78.0.2"
+FAST = ("--interval", "0.1", "--output", "json")
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    with Namespace() as made:
+        yield made
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A directory to be /proc, with empty tables."""
+    (tmp_path / "self" / "net").mkdir(parents=True)
+    show(tmp_path)
+    return tmp_path
+
+
+def show(proc: Path, *ports: int) -> None:
+    """Let the tables hold a connection from each of these ports."""
+    remote = endpoint4("192.0.2.1", 443)
+    rows = [row(i, endpoint4("10.0.0.5", port), remote, 1, 100 + port) for i, port in enumerate(ports)]
+    write_tables(proc / "self" / "net", rows, [])
+
+
+def read_event(daemon: Daemon) -> dict[str, str]:
+    fields: dict[str, str] = json.loads(daemon.read_line())
+    return fields
+
+
+def read_started(daemon: Daemon) -> None:
+    assert read_event(daemon)["MESSAGE_ID"] == event.WATCH_STARTED
+
+
+def test_real_connections_of_every_kind(namespace: Namespace) -> None:
+    daemon = Daemon(*FAST, prefix=namespace.prefix)
+    read_started(daemon)
+    with Namespace() as peer:
+        peer.join(PEER, namespace.pid, HOST)
+        theirs = Traffic(peer.pid, "peer", PEER, HOST)
+        ours = Traffic(namespace.pid, "each", PEER)
+        truth = ours.truth()
+        found = [read_event(daemon) for _ in truth]
+        ours.end()
+        theirs.end()
+        time.sleep(0.5)
+    status, rest, errors = daemon.end(signal.SIGTERM)
+    kept = [{name: fields[name] for name in truth[0]} for fields in found]
+    assert sorted(kept, key=repr) == sorted(truth, key=repr)
+    assert (status, errors) == (0, "")
+    (stopped,) = map(json.loads, rest.splitlines())
+    assert (stopped["MESSAGE_ID"], stopped["TCPWATCHD_REPORTED"]) == (event.WATCH_STOPPED, str(len(truth)))
+
+
+def test_half_open_connections_are_not_reported(namespace: Namespace) -> None:
+    """Handshakes to an address that never answers."""
+    ip = [*namespace.prefix, "ip"]
+    run(*ip, "link", "add", "void", "type", "veth", "peer", "name", "hole")
+    run(*ip, "address", "add", "10.79.0.1/24", "dev", "void")
+    run(*ip, "link", "set", "void", "up")
+    run(*ip, "link", "set", "hole", "up")
+    daemon = Daemon(*FAST, prefix=namespace.prefix)
+    read_started(daemon)
+    connect = "exec 3<>/dev/tcp/10.79.0.9/80 & sleep 0.5; grep -c ' 02 ' /proc/self/net/tcp; kill $!"
+    shown = subprocess.run(
+        [*namespace.prefix, "bash", "-c", connect], capture_output=True, text=True, check=False
+    )
+    assert shown.stdout == "1\n"
+    _, rest, _ = daemon.end(signal.SIGINT)
+    assert [json.loads(line)["MESSAGE_ID"] for line in rest.splitlines()] == [event.WATCH_STOPPED]
+
+
+def test_text_is_one_line_a_connection_and_flushed_into_a_pipe(proc: Path) -> None:
+    daemon = Daemon("--interval", "0.1", prefix=with_proc(proc))
+    for port in (5001, 5002):
+        show(proc, port)
+        assert daemon.read_line()[19:] == f": New connection: 10.0.0.5:{port} -> 192.0.2.1:443"
+    status, out, err = daemon.end(signal.SIGTERM)
+    assert (status, out) == (0, "")
+    assert err.splitlines()[-1] == "tcpwatchd: Stopped: 2 connections reported"
+
+
+def test_once_reports_what_is_open_and_exits(proc: Path) -> None:
+    show(proc, 5001, 5002)
+    result = run_program("--once", "--output", "json", prefix=with_proc(proc))
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [fields["SOURCE_PORT"] for fields in found] == ["5001", "5002"]
+    assert {fields["TCPWATCHD_DETECTED_BY"] for fields in found} == {"startup"}
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_failed_poll_is_told_once_and_tried_again(proc: Path) -> None:
+    daemon = Daemon(*FAST, prefix=with_proc(proc))
+    read_started(daemon)
+    table = proc / "self" / "net" / "tcp"
+    table.rename(proc / "hidden")
+    failed = read_event(daemon)
+    assert failed["MESSAGE_ID"] == event.POLL_FAILED
+    assert failed["ERROR_MESSAGE"] == "/proc/self/net/tcp: No such file or directory"
+    time.sleep(0.5)
+    (proc / "hidden").rename(table)
+    assert read_event(daemon)["MESSAGE_ID"] == event.POLL_RECOVERED
+    show(proc, 5001)
+    assert read_event(daemon)["SOURCE_PORT"] == "5001"
+    table.write_text("no header\n")
+    assert "no header in the first line" in read_event(daemon)["ERROR_MESSAGE"]
+    status, rest, _ = daemon.end(signal.SIGTERM)
+    assert (status, len(rest.splitlines())) == (0, 1)
+    assert int(json.loads(rest)["TCPWATCHD_FAILED_POLLS"]) >= 4
+
+
+def test_malformed_rows_are_quoted_once_and_counted(proc: Path) -> None:
+    daemon = Daemon(*FAST, prefix=with_proc(proc))
+    read_started(daemon)
+    write_tables(proc / "self" / "net", ["   0: some=\x1b[31mnonsense"], [])
+    warned = read_event(daemon)
+    assert warned["MESSAGE_ID"] == event.ROWS_MALFORMED
+    assert "\\x1b[31mnonsense" in warned["MESSAGE"]
+    time.sleep(0.3)
+    write_tables(proc / "self" / "net", ["   0: other nonsense"], [])
+    time.sleep(0.3)
+    _, rest, _ = daemon.end(signal.SIGTERM)
+    (stopped,) = map(json.loads, rest.splitlines())
+    assert stopped["TCPWATCHD_MALFORMED_ROWS"] == "2"
+
+
+def test_an_unreadable_table_at_the_start_is_a_fault(proc: Path) -> None:
+    (proc / "self" / "net" / "tcp").unlink()
+    result = run_program(prefix=with_proc(proc))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "tcpwatchd: /proc/self/net/tcp: No such file or directory\n"
+
+
+def test_a_reader_that_goes_ends_it_quietly(proc: Path) -> None:
+    daemon = Daemon("--interval", "3600", prefix=with_proc(proc))
+    assert daemon.process.stdout
+    assert daemon.process.stderr
+    daemon.process.stderr.readline()
+    daemon.process.stdout.close()
+    assert daemon.process.wait(timeout=1) == 0
+    assert daemon.process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_an_unwritable_output_is_a_fault(proc: Path, output: str) -> None:
+    show(proc, 5001)
+    with open("/dev/full", "w") as full:
+        result = run_program("--output", output, prefix=with_proc(proc), capture_output=False, stdout=full,
+                             stderr=subprocess.PIPE)  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "tcpwatchd: No space left on device"
+    assert "Traceback" not in result.stderr
+
+
+def test_a_closed_stdout_is_a_fault(proc: Path) -> None:
+    show(proc, 5001)
+    closed = [*with_proc(proc), "sh", "-c", 'exec "$@" >&-', "sh"]
+    result = run_program("--output", "json", prefix=closed)
+    assert result.returncode == 1
+    assert result.stderr == "tcpwatchd: Bad file descriptor\n"
+
+
+def test_no_journal_is_a_fault() -> None:
+    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run && exec "$@"', "sh"]
+    result = run_program("--output", "journal", prefix=hidden)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_no_permission_is_a_fault(proc: Path) -> None:
+    (proc / "self" / "net").chmod(0o700)
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    result = run_program(prefix=[*with_proc(proc), *drop])
+    assert result.returncode == 1
+    assert result.stderr == "tcpwatchd: /proc/self/net/tcp: Permission denied\n"
+
+
+def test_any_user_can_run_it(namespace: Namespace) -> None:
+    holder = Traffic(namespace.pid, "many", "3")
+    server, clients = holder.truth()
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    result = run_program("--once", prefix=[*namespace.prefix, *drop])
+    ends = [line[19:] for line in result.stdout.splitlines()]
+    assert sorted(ends) == sorted(f": New connection: 127.0.0.1:{c} -> 127.0.0.1:{server}" for c in clients)
+    holder.end()
+
+
+def test_sighup_ends_it_in_the_foreground(proc: Path) -> None:
+    daemon = Daemon(*FAST, prefix=with_proc(proc))
+    read_started(daemon)
+    assert daemon.end(signal.SIGHUP)[0] == -signal.SIGHUP
+
+
+def test_a_signal_ends_a_burst(proc: Path) -> None:
+    """What was found but not written is told."""
+    many = 30_000
+    daemon = Daemon(*FAST, prefix=with_proc(proc))
+    read_started(daemon)
+    show(proc, *range(1, many + 1))
+    daemon.read_line()
+    status, rest, _ = daemon.end(signal.SIGTERM)
+    *reports, last = map(json.loads, rest.splitlines())
+    assert status == 0
+    assert int(last["TCPWATCHD_REPORTED"]) + int(last["TCPWATCHD_UNWRITTEN"]) == many
+    assert len(reports) + 1 == int(last["TCPWATCHD_REPORTED"])
+
+
+def test_polls_do_not_drift() -> None:
+    """The n-th poll comes n intervals after the first, though each takes its time."""
+    assert next_deadline(100.0, 100.2, 10.0) == 110.0
+    assert next_deadline(100.0, 110.0, 10.0) == 120.0
+    assert next_deadline(100.0, 135.5, 10.0) == 140.0
+    assert next_deadline(100.0, 99.9, 10.0) == 110.0
+
+
+def test_no_wakeups_between_polls(proc: Path) -> None:
+    daemon = Daemon("--interval", "3600", "--output", "json", prefix=with_proc(proc))
+    read_started(daemon)
+
+    def wakeups() -> int:
+        with open(f"/proc/{daemon.process.pid}/status") as status:
+            return sum(int(line.split()[1]) for line in status if "ctxt_switches" in line)
+
+    wait_until(lambda: settled(wakeups), 10, "asleep")
+    before = wakeups()
+    time.sleep(1)
+    assert wakeups() - before <= 1
+    daemon.end(signal.SIGTERM)
+
+
+def settled(count: object) -> bool:
+    assert callable(count)
+    before = count()
+    time.sleep(0.1)
+    return bool(count() == before)
