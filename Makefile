@@ -21,8 +21,10 @@ lint: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/ready  ## measure what a poll costs
+bench: $(VENV)/ready  ## measure what a poll costs and finds
 	$(VENV)/bin/python tests/bench/poll.py
+	$(VENV)/bin/python tests/bench/recall.py
+	$(VENV)/bin/python tests/bench/journal.py
 
 $(VENV)/ready: tests/setup tests/requirements.txt
 	tests/setup $(PYTHON) $(VENV)

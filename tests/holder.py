@@ -1,4 +1,4 @@
-"""Processes of tests/traffic.py."""
+"""Processes that make real connections: tests/traffic.py and tests/mixed.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 from tests.namespace import enter_network
 
-TRAFFIC = [sys.executable, str(Path(__file__).with_name("traffic.py"))]
-
 
 class Traffic:
     """Traffic in the network of process `network`; it goes on until `end`."""
 
-    def __init__(self, network: int, *arguments: str) -> None:
-        command = [*enter_network(network), *TRAFFIC, *arguments]
+    def __init__(self, network: int, *arguments: str, script: str = "traffic.py") -> None:
+        program = [sys.executable, str(Path(__file__).with_name(script))]
+        command = [*enter_network(network), *program, *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def truth(self) -> Any:
