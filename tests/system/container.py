@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.namespace import run, wait_until
 
 if TYPE_CHECKING:
@@ -19,8 +21,13 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
-PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2"
+PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make"
 BOOT_TIMEOUT = 60.0
+
+needs_container = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("systemd-nspawn") or not shutil.which("debootstrap"),
+    reason="needs root, systemd-nspawn and debootstrap",
+)
 
 
 def find_mirror() -> str:

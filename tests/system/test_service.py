@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ import pytest
 from tcpwatchd import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, wait_until
-from tests.system.container import Container, install
+from tests.system.container import Container, install, needs_container
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,10 +20,7 @@ if TYPE_CHECKING:
 HOST, PEER = "10.77.0.1", "10.77.0.2"
 PROCESSES, EACH = 12, 8334
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("systemd-nspawn") or not shutil.which("debootstrap"),
-    reason="needs root, systemd-nspawn and debootstrap",
-)
+pytestmark = needs_container
 
 
 @pytest.fixture(scope="module")
