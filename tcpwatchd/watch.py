@@ -55,9 +55,10 @@ class Watch:
     def run(self) -> None:
         """Watch until asked to stop. Raises what the first poll or the sink raises."""
         deadline = time.monotonic()
-        connections = self._find_new()
+        connections, malformed = self._find_new()
         self._notifier.ready(self._status())
         self._sink.send([event.watch_started(__version__, self._interval, now())])
+        self._warn(malformed)
         self._report(connections)
         while self._wait(deadline := next_deadline(deadline, time.monotonic(), self._interval)):
             self._tick()
@@ -67,25 +68,26 @@ class Watch:
 
     def run_once(self) -> None:
         """Report what is open now. Raises what reading or the sink raises."""
-        self._report(self._find_new())
+        connections, malformed = self._find_new()
+        self._warn(malformed)
+        self._report(connections)
 
     def _tick(self) -> None:
         try:
-            connections = self._find_new()
+            connections, malformed = self._find_new()
         except Exception as error:  # whatever went wrong, the next poll may go right
             self._fail(error)
             return
         if self._failing:
             self._sink.send([event.poll_recovered(self._failing, now())])
             self._failing = 0
+        self._warn(malformed)
         self._report(connections)
 
-    def _find_new(self) -> list[Connection]:
+    def _find_new(self) -> tuple[list[Connection], list[bytes]]:
+        """New connections, and new rows that are malformed."""
         snapshot = self._tables.read_snapshot(self._tracker.heard)
-        connections = self._tracker.find_new(snapshot)
-        if snapshot.malformed:
-            self._warn(snapshot.malformed)
-        return connections
+        return self._tracker.find_new(snapshot), snapshot.malformed
 
     def _report(self, connections: Sequence[Connection]) -> None:
         opened = now()
@@ -107,7 +109,7 @@ class Watch:
 
     def _warn(self, malformed: list[bytes]) -> None:
         """Quoted once; after that rows are counted only."""
-        if not self._malformed:
+        if malformed and not self._malformed:
             self._sink.send([event.rows_malformed(malformed, now())])
         self._malformed += len(malformed)
 
