@@ -35,7 +35,7 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	install -m 644 tcpwatchd/*.py $(DESTDIR)$(LIBDIR)/tcpwatchd
 	sed 's|@LIBDIR@|$(LIBDIR)|' packaging/tcpwatchd.in > $(DESTDIR)$(PREFIX)/bin/tcpwatchd
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd
-	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/tcpwatchd.service
+	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/tcpwatchd.service systemd/tcpwatchd-trace.service
 	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
 
 .PHONY: help run test lint bench install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from tcpwatchd import __version__
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 INTERVAL_RANGE = (0.1, 86400.0)
+BUFFER_RANGE = (16, 65536)
+TRACES = ("auto", "no", "require")
 OUTPUTS = ("auto", "journal", "text", "json")
 
 
@@ -25,10 +28,14 @@ class Setting(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The values in force. `interval` is in seconds."""
+    """The values in force. `interval` is in seconds, `trace_buffer` in KiB a CPU."""
 
     interval: float
     output: str
+    trace: str
+    trace_instance: str | None
+    trace_buffer: int
+    trace_setup: bool
     once: bool
 
 
@@ -50,10 +57,26 @@ def parse_interval(text: str) -> float:
     return seconds
 
 
-def parse_output(text: str) -> str:
-    if text not in OUTPUTS:
-        raise ValueError(f"not one of {', '.join(OUTPUTS)}: {text!r}")
+def choose_from(choices: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"not one of {', '.join(choices)}: {text!r}")
+        return text
+
+    return parse
+
+
+def parse_instance(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", text):
+        raise ValueError(f"not a name of letters, digits, dots, - and _: {text!r}")
     return text
+
+
+def parse_buffer(text: str) -> int:
+    smallest, largest = BUFFER_RANGE
+    if not text.isdecimal() or not smallest <= int(text) <= largest:
+        raise ValueError(f"not a number of KiB from {smallest} to {largest}: {text!r}")
+    return int(text)
 
 
 SETTINGS = (
@@ -62,8 +85,25 @@ SETTINGS = (
         "output",
         "|".join(OUTPUTS),
         "auto",
-        parse_output,
+        choose_from(OUTPUTS),
         "where events go (default: auto, the journal when stdout or stderr is connected to it, else text)",
+    ),
+    Setting(
+        "trace",
+        "|".join(TRACES),
+        "auto",
+        choose_from(TRACES),
+        "whether to use the kernel's trace (default: auto, when it is to be had)",
+    ),
+    Setting(
+        "trace-instance",
+        "NAME",
+        None,
+        parse_instance,
+        "the instance of tracefs to use; made when it is not there, and removed at the end",
+    ),
+    Setting(
+        "trace-buffer", "KIB", 512, parse_buffer, "memory a CPU for the trace, 16 to 65536 (default: 512)"
     ),
 )
 
@@ -83,6 +123,7 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
             type=_explain(setting.parse),
             help=setting.help,
         )
+    parser.add_argument("--trace-setup", action="store_true", help="make the service's instance, and exit")
     parser.add_argument("--once", action="store_true", help="report what is open now, and exit")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return Settings(**vars(parser.parse_args(arguments)))

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Literal, NamedTuple
 
 Direction = Literal["ingress", "egress", "internal"]
-Detection = Literal["poll", "startup"]
+Detection = Literal["trace", "poll", "startup"]
 
 
 class TcpState(IntEnum):
@@ -107,6 +107,21 @@ class Snapshot(NamedTuple):
     """New rows that could not be parsed, as far as they were kept."""
 
 
+class Transition(NamedTuple):
+    """One change of a socket's state. Time is in nanoseconds of CLOCK_MONOTONIC.
+
+    `skaddr` names the socket for its life. The local port is 0 at →SYN_SENT. `pid` is a thread's, right for
+    →SYN_SENT and →LISTEN and meaningless for →ESTABLISHED.
+    """
+
+    time: int
+    skaddr: int
+    old: TcpState
+    new: TcpState
+    end: End
+    pid: int
+
+
 class Connection(NamedTuple):
     """A new connection, as decided once, when it is reported."""
 
@@ -116,3 +131,5 @@ class Connection(NamedTuple):
     state: TcpState
     """The state in which it was first seen."""
     detected_by: Detection
+    time: int
+    """When it opened, or when the poll saw it: nanoseconds of CLOCK_MONOTONIC."""

@@ -23,6 +23,10 @@ POLL_RECOVERED = "ecb3c1c0587f4eedbc0a4cffdce29c92"
 ROWS_MALFORMED = "c7343d02e8194c4d9ab3a09745545a95"
 WATCH_FAILED = "89012c0c8a5d4f13b7fa472be8904d44"
 
+TRACE_USED = "c6b1acaa360f4e4ba605a1004cc17cda"
+TRACE_UNAVAILABLE = "ca3cf4249c674d2e80d6963943e7a99d"
+RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
+
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
 MICROSECONDS = 1_000_000
 QUOTED = 160
@@ -66,20 +70,28 @@ def watch_started(version: str, interval: float, now: int) -> Event:
     return _own(now, WATCH_STARTED, INFO, message, **fields)
 
 
-def watch_stopped(reported: int, unwritten: int, failed: int, malformed: int, now: int) -> Event:
-    message = f"Stopped: {reported} connections reported"
-    if unwritten:
-        message += f", {unwritten} found but not written any more"
-    return _own(
-        now,
-        WATCH_STOPPED,
-        WARNING if unwritten else INFO,
-        message,
-        TCPWATCHD_REPORTED=str(reported),
-        TCPWATCHD_UNWRITTEN=str(unwritten),
-        TCPWATCHD_FAILED_POLLS=str(failed),
-        TCPWATCHD_MALFORMED_ROWS=str(malformed),
-    )
+def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
+    """Each total is a field of its own: "reported" becomes TCPWATCHD_REPORTED."""
+    message = f"Stopped: {totals['reported']} connections reported"
+    if totals["unwritten"]:
+        message += f", {totals['unwritten']} found but not written any more"
+    fields = {f"TCPWATCHD_{name.upper()}": str(count) for name, count in totals.items()}
+    return _own(now, WATCH_STOPPED, WARNING if totals["unwritten"] else INFO, message, **fields)
+
+
+def trace_used(path: str, now: int) -> Event:
+    message = f"The kernel's trace is in use: every connection is reported when it opens ({path})"
+    return _own(now, TRACE_USED, INFO, message)
+
+
+def trace_unavailable(reason: str, now: int) -> Event:
+    message = f"Only polling: connections that open and close between two polls can be missed ({reason})"
+    return _own(now, TRACE_UNAVAILABLE, NOTICE, message, ERROR_MESSAGE=reason)
+
+
+def records_lost(records: int, now: int) -> Event:
+    message = f"The kernel's trace lost {records} records; short connections may be missing"
+    return _own(now, RECORDS_LOST, WARNING, message, TCPWATCHD_RECORDS_LOST=str(records))
 
 
 def poll_failed(reason: str, now: int) -> Event:

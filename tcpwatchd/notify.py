@@ -16,8 +16,9 @@ FOREVER = 86400.0
 class Notifier:
     """`watchdog` is the longest time in seconds between two signs of life, None where none are expected."""
 
-    def __init__(self, notify: Callable[[str], object], watchdog: float | None = None) -> None:
-        self._notify = notify
+    def __init__(self, notify: Callable[[str], object] | None, watchdog: float | None = None) -> None:
+        self.supervised = notify is not None
+        self._notify = notify or (lambda _state: None)
         self._alive_every = watchdog / 4 if watchdog else None
         self._alive_at = time.monotonic()
 
@@ -51,7 +52,7 @@ class Notifier:
 def open_notifier(environment: Mapping[str, str]) -> Notifier:
     """Raises ImportError without sdnotify, OSError where the socket that systemd named is not there."""
     if "NOTIFY_SOCKET" not in environment:
-        return Notifier(lambda _state: None)
+        return Notifier(None)
     from sdnotify import SystemdNotifier
 
     notify = SystemdNotifier(debug=True).notify

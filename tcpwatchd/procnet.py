@@ -136,6 +136,7 @@ class Table:
         self._path = path
         self._format = rows
         self._blocks: list[set[bytes]] = []
+        self._index: set[bytes] | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self._blocks))
@@ -164,6 +165,7 @@ class Table:
 
     def keep(self, change: Change) -> None:
         self._blocks = change.blocks
+        self._index = None
 
     def find_unchanged(self, change: Change, ends: Collection[End]) -> list[Row]:
         """Rows of the last reading at one of these ends that the change left as they were."""
@@ -173,6 +175,16 @@ class Table:
         keys = self._format.format_keys(ends)
         found = [text for block in self._blocks for text in block if text[:width] in keys]
         return self.parse([text for text in found if text not in change.gone], [])
+
+    def holds(self, end: End) -> bool:
+        """Whether the last reading had a row of this end. The index is made when it is first needed."""
+        if self._index is None:
+            key, head = self._format.key, self._format.head
+            counted = (
+                text for block in self._blocks for text in block if text[key + 1 : head] not in SKIPPED
+            )
+            self._index = {text[:key] for text in counted}
+        return not self._index.isdisjoint(self._format.format_keys([end]))
 
     def parse(self, slices: Iterable[bytes], malformed: list[bytes]) -> list[Row]:
         """Parse all but half-open rows; what cannot be parsed is appended to `malformed`."""
@@ -206,15 +218,21 @@ class Tables:
             Table(os.path.join(root, "tcp"), Format(1, byteorder)),
             OptionalTable(os.path.join(root, "tcp6"), Format(4, byteorder)),
         )
+        self._changes: list[Change] = []
+        self._addresses: set[bytes] = set()
 
     def __len__(self) -> int:
         """Rows of the last reading, of any state."""
         return sum(map(len, self._tables))
 
+    def holds(self, end: End) -> bool:
+        """Whether the snapshot that is kept has a row of this end that is not half-open."""
+        return end.local.address in self._addresses and any(table.holds(end) for table in self._tables)
+
     def read_snapshot(self, asked: Iterable[End] = ()) -> Snapshot:
         """Read both tables; `asked` are ends whose unchanged rows are wanted as well.
 
-        Raises OSError and TableError; the reading before then stays the last one.
+        The reading before stays the last one until `keep`. Raises OSError and TableError.
         """
         started = time.monotonic_ns()
         changes = [(table, table.read_change()) for table in self._tables]
@@ -225,9 +243,15 @@ class Tables:
         ends = {row.end for row in fresh if row.state != TcpState.LISTEN}
         ends.update([end.flipped for end in ends], asked)
         near = [row for table, change in changes for row in table.find_unchanged(change, ends)]
-        for table, change in changes:
-            table.keep(change)
+        self._changes = [change for _, change in changes]
+        self._addresses.update(row.end.local.address for row in fresh)
         return Snapshot(started, ended, fresh, gone, near, malformed)
+
+    def keep(self) -> None:
+        """Make the snapshot that was read the last one."""
+        for table, change in zip(self._tables, self._changes):
+            table.keep(change)
+        self._changes = []
 
 
 def renew(known: set[bytes], added: list[bytes], removed: set[bytes]) -> set[bytes]:

@@ -7,7 +7,7 @@ stops listening must not turn its sessions round.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import (
@@ -23,7 +23,9 @@ from tcpwatchd.connection import (
 )
 
 if TYPE_CHECKING:
-    from tcpwatchd.connection import Detection, Direction
+    from collections.abc import Callable, Iterable
+
+    from tcpwatchd.connection import Detection, Direction, Transition
 
 UNACCEPTED = frozenset({TcpState.ESTABLISHED, TcpState.CLOSE_WAIT})
 """States in which inode 0 means that the socket waits to be accepted; in the others it is an orphan."""
@@ -42,6 +44,18 @@ SUCCESSORS = {
 """The states in which a connection can be seen after each state."""
 
 
+HOLD = 50_000_000
+"""How long a connection opened here waits for its other end before it says egress, in nanoseconds."""
+REMEMBERED = 64_000_000_000
+"""How long an accepting end may come after its opening one: the retries of a handshake end before."""
+MOST_OWED = 100_000
+
+
+def is_local(end: End) -> bool:
+    """Whether an end alone shows that the connection stays inside this machine."""
+    return end.local.address == end.remote.address or end.local.is_loopback
+
+
 def can_be(before: Row, row: Row) -> bool:
     """Whether a row can be the same connection as an earlier row of the same end."""
     if row.state not in SUCCESSORS[before.state]:
@@ -52,13 +66,17 @@ def can_be(before: Row, row: Row) -> bool:
 
 
 class Tracker:
-    """Compares each snapshot with what is known."""
+    """Joins both sources: tell it the transitions of a drain, then the snapshot that was read before it."""
 
     def __init__(self) -> None:
         self._first = True
         self._heard: dict[End, int] = {}
         self._away: dict[End, Row | None] = {}
         self._listeners: Counter[Endpoint] = Counter()
+        self._owed = Owed()
+        self._opening: dict[int, Endpoint] = {}
+        self._queue: deque[_Report] = deque()
+        self._held: dict[End, _Report] = {}
         self.open = 0
         """Sockets with an open connection in the last snapshot."""
 
@@ -67,14 +85,90 @@ class Tracker:
         """Ends with a new connection whose own row is not known yet; the next snapshot is asked for them."""
         return list(self._heard)
 
+    def hear(self, transitions: Iterable[Transition], lossy: bool, is_shown: Callable[[End], bool]) -> None:
+        """Take transitions in the order of time; `is_shown` tells whether the last snapshot had an end.
+
+        What they report is taken with `release`. When records before them were lost, what is known of
+        handshakes under way is not to be trusted: the address of a socket may be another's by now.
+        """
+        if lossy:
+            self._opening.clear()
+        for transition in transitions:
+            if transition.new == TcpState.SYN_SENT and not lossy:
+                self._opening[transition.skaddr] = transition.end.remote
+            elif transition.new == TcpState.CLOSE:
+                self._opening.pop(transition.skaddr, None)
+            elif transition.new == TcpState.ESTABLISHED:
+                opening = self._opening.pop(transition.skaddr, None) == transition.end.remote
+                self._establish(transition, opening or transition.old == TcpState.SYN_SENT, is_shown)
+
+    def _establish(self, transition: Transition, opened: bool, is_shown: Callable[[End], bool]) -> None:
+        end, when = transition.end, transition.time
+        flipped = end.flipped
+        if transition.old == TcpState.SYN_RECV and end != flipped:
+            owed = self._owed.settle(flipped)
+            if owed or (not opened and self._is_second(end, flipped, is_shown)):
+                self._heard[end] = when
+                self._pair(flipped)
+                return
+        if end != flipped and self._is_known(flipped, is_shown):
+            self._heard[flipped] = when
+        self._heard[end] = when
+        if opened:
+            self._owed.add(end, when)
+        self._enqueue(end, opened, when)
+
+    def _is_second(self, end: End, flipped: End, is_shown: Callable[[End], bool]) -> bool:
+        """Whether an accepted end belongs to a connection whose other end is known by a poll, say."""
+        unjudged = end in self._heard or (end in self._away and self._away[end] is None)
+        return self._is_known(flipped, is_shown) and (unjudged or not self._is_known(end, is_shown))
+
+    def _is_known(self, end: End, is_shown: Callable[[End], bool]) -> bool:
+        return end in self._heard or end in self._away or is_shown(end)
+
+    def _enqueue(self, end: End, opened: bool, when: int) -> None:
+        internal = is_local(end)
+        source, destination = end if opened else end.flipped
+        direction: Direction = "internal" if internal else "egress" if opened else "ingress"
+        report = _Report(Connection(source, destination, direction, TcpState.ESTABLISHED, "trace", when))
+        if opened and not internal:
+            report.held = True
+            self._held[end] = report
+        self._queue.append(report)
+
+    def _pair(self, opened: End) -> None:
+        """Both ends of a report that is still held are on this machine."""
+        report = self._held.pop(opened, None)
+        if report:
+            report.held = False
+            report.connection = report.connection._replace(direction="internal")
+
+    def release(self, now: int) -> list[Connection]:
+        """What can be reported, in the order of time: a report is held a moment for its other end."""
+        released = []
+        while self._queue and (not self._queue[0].held or self._queue[0].connection.time + HOLD <= now):
+            report = self._queue.popleft()
+            if report.held:
+                connection = report.connection
+                self._held.pop(End(connection.source, connection.destination), None)
+            released.append(report.connection)
+        return released
+
+    @property
+    def due(self) -> int | None:
+        """When the first report that is held is released, nanoseconds of CLOCK_MONOTONIC."""
+        return self._queue[0].connection.time + HOLD if self._queue else None
+
     def find_new(self, snapshot: Snapshot) -> list[Connection]:
         """The connections that this snapshot is the first to show, in reading order."""
         listeners = frozenset(self._listeners)
         self._count(snapshot)
-        comparison = _Comparison(snapshot, self._heard, self._away, listeners.union(self._listeners))
+        listeners |= frozenset(self._listeners)
+        comparison = _Comparison(snapshot, self._heard, self._away, self._owed, listeners)
         new = comparison.find_at_start() if self._first else comparison.find_new()
         self._first = False
         self._away, self._heard = comparison.find_away(), comparison.find_heard()
+        self._owed.forget(snapshot.ended - REMEMBERED)
         return new
 
     def _count(self, snapshot: Snapshot) -> None:
@@ -87,6 +181,48 @@ class Tracker:
         self._listeners = +self._listeners
 
 
+class _Report:
+    """A connection told by the trace, and whether it waits for its other end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.held = False
+
+
+class Owed:
+    """Ends opened here whose accepting end was not heard of yet, each with its count and the last time."""
+
+    def __init__(self) -> None:
+        self._ends: dict[End, tuple[int, int]] = {}
+
+    def add(self, end: End, when: int) -> None:
+        count, _ = self._ends.pop(end, (0, 0))
+        self._ends[end] = count + 1, when
+
+    def settle(self, end: End) -> bool:
+        """Take one off, if any is owed."""
+        count, when = self._ends.get(end, (0, 0))
+        if count > 1:
+            self._ends[end] = count - 1, when
+        elif count:
+            del self._ends[end]
+        return count > 0
+
+    def __contains__(self, end: object) -> bool:
+        return end in self._ends
+
+    def when(self, end: End) -> int:
+        """When it was last opened; 0 when nothing is owed."""
+        return self._ends.get(end, (0, 0))[1]
+
+    def forget(self, before: int) -> None:
+        """Drop what is older, and the oldest beyond what is bounded. The order is that of time."""
+        for end, (_, when) in list(self._ends.items()):
+            if when >= before and len(self._ends) <= MOST_OWED:
+                break
+            del self._ends[end]
+
+
 class _Comparison:
     """One snapshot against what was known before it. None stands for the unknown row of a known end."""
 
@@ -95,9 +231,11 @@ class _Comparison:
         snapshot: Snapshot,
         heard: dict[End, int],
         away: dict[End, Row | None],
+        owed: Owed,
         listeners: frozenset[Endpoint],
     ) -> None:
         self._snapshot = snapshot
+        self._owed = owed
         self._heard = heard.copy()
         self._listeners = listeners
         self._rows = [row for row in snapshot.fresh if is_counted(row)]
@@ -122,7 +260,7 @@ class _Comparison:
 
     def _is_new(self, row: Row) -> bool:
         end, flipped = row.end, row.end.flipped
-        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0))
+        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0), self._owed.when(flipped))
         if heard >= self._snapshot.started and self._may_precede(row, heard):
             self._heard[end] = heard
             return False
@@ -141,7 +279,9 @@ class _Comparison:
 
     def _is_second(self, end: End) -> bool:
         """Whether it is the second end, not known before, of a connection that is known."""
-        return not self._is_known(end) and end != end.flipped and self._is_known(end.flipped)
+        if self._is_known(end) or end == end.flipped:
+            return False
+        return self._owed.settle(end.flipped) or self._is_known(end.flipped)
 
     def _continues(self, row: Row) -> bool:
         """Whether the row is a known connection of its end, further on."""
@@ -167,7 +307,7 @@ class _Comparison:
                 accepted = local.port < remote.port
         source, destination = (remote, local) if accepted else (local, remote)
         direction: Direction = "internal" if internal else "ingress" if accepted else "egress"
-        return Connection(source, destination, direction, row.state, detected_by)
+        return Connection(source, destination, direction, row.state, detected_by, self._snapshot.ended)
 
     def _accepts(self, row: Row) -> bool:
         """Whether the local end accepted: it listens, or the connection waits to be accepted."""
@@ -180,8 +320,7 @@ class _Comparison:
         return unaccepted or not self._listeners.isdisjoint(names)
 
     def _is_internal(self, end: End) -> bool:
-        same = end.local.address == end.remote.address
-        return same or end.local.is_loopback or self._is_known(end.flipped) or end.flipped in self._shown
+        return is_local(end) or self._is_known(end.flipped) or end.flipped in self._shown
 
     def find_away(self) -> dict[End, Row | None]:
         """Ends that this snapshot does not show, with their last row; a live row can be skipped once."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -11,3 +14,12 @@ settings.register_profile(
 )
 settings.register_profile("long", parent=settings.get_profile("short"), max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+TRACING = Path("/sys/kernel/tracing")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tracefs() -> None:
+    """Mounted, as systemd does it on a machine that it boots."""
+    if os.geteuid() == 0 and TRACING.is_dir() and not (TRACING / "instances").exists():
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACING], check=False)

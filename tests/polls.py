@@ -10,12 +10,22 @@ from tcpwatchd.tracker import Tracker
 from tests.table import endpoint4, endpoint6, row, write_tables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from tcpwatchd.connection import End, Snapshot
 
 
 def split(endpoint: str) -> tuple[str, int]:
     address, _, port = endpoint.rpartition(":")
     return address.strip("[]"), int(port)
+
+
+def take(tables: Tables, asked: Iterable[End] = ()) -> Snapshot:
+    """Read a snapshot, and make it the last one."""
+    snapshot = tables.read_snapshot(asked)
+    tables.keep()
+    return snapshot
 
 
 class Polls:
@@ -38,5 +48,5 @@ class Polls:
             number = len(tables[ipv6])
             tables[ipv6].append(row(number, here, there, TcpState[state], int(inode)))
         write_tables(self._root, tables[False], tables[True])
-        found = self._tracker.find_new(self._tables.read_snapshot(self._tracker.heard))
+        found = self._tracker.find_new(take(self._tables, self._tracker.heard))
         return [f"{new.source} -> {new.destination} {new.direction}" for new in found]

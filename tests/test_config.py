@@ -9,14 +9,24 @@ from tcpwatchd.config import SETTINGS, Settings, parse_arguments
 
 
 def test_defaults() -> None:
-    assert parse_arguments([]) == Settings(interval=10.0, output="auto", once=False)
+    assert parse_arguments([]) == Settings(
+        interval=10.0,
+        output="auto",
+        trace="auto",
+        trace_instance=None,
+        trace_buffer=512,
+        trace_setup=False,
+        once=False,
+    )
 
 
 def test_every_setting_has_its_flag() -> None:
-    values = {"interval": "2.5", "output": "json"}
+    values = {"interval": "2.5", "output": "json", "trace": "no", "trace-instance": "x", "trace-buffer": "64"}
     assert {setting.name for setting in SETTINGS} == set(values)
     flags = [f"--{name}={value}" for name, value in values.items()]
-    assert parse_arguments([*flags, "--once"]) == Settings(interval=2.5, output="json", once=True)
+    assert parse_arguments([*flags, "--once", "--trace-setup"]) == Settings(
+        2.5, "json", "no", "x", 64, True, True
+    )
 
 
 @pytest.mark.parametrize("text", ["0.1", "86400", "1e1"])
@@ -36,6 +46,11 @@ def test_intervals(text: str) -> None:
         (["--interval", ""], ["--interval"]),
         (["--interval"], ["--interval"]),
         (["--output", "syslog"], ["--output", "'syslog'", "journal"]),
+        (["--trace", "yes"], ["--trace", "'yes'", "require"]),
+        (["--trace-instance", "../up"], ["--trace-instance", "'../up'"]),
+        (["--trace-instance", ""], ["--trace-instance"]),
+        (["--trace-buffer", "15"], ["--trace-buffer", "16", "65536"]),
+        (["--trace-buffer", "-512"], ["--trace-buffer"]),
         (["--out", "json"], ["--out"]),
         (["--verbose"], ["--verbose"]),
         (["extra"], ["extra"]),

@@ -18,6 +18,7 @@ def test_a_connection() -> None:
         "ingress",
         TcpState.ESTABLISHED,
         "poll",
+        0,
     )
     assert event.connection_opened(connection, MOMENT) == event.Event(
         MOMENT,
@@ -43,7 +44,9 @@ def test_a_connection() -> None:
 
 def test_ipv6_has_brackets_in_the_message_only() -> None:
     end = Endpoint(bytes.fromhex("20010db8000000000000000000000001 01bb"))
-    fields = event.connection_opened(Connection(end, end, "internal", TcpState.TIME_WAIT, "poll"), 0).fields
+    fields = event.connection_opened(
+        Connection(end, end, "internal", TcpState.TIME_WAIT, "poll", 0), 0
+    ).fields
     assert fields["MESSAGE"] == "New connection: [2001:db8::1]:443 -> [2001:db8::1]:443"
     assert (fields["SOURCE_IP"], fields["NETWORK_TYPE"]) == ("2001:db8::1", "ipv6")
     assert fields["EVENT_START"] == "1970-01-01T00:00:00.000000Z"
@@ -59,5 +62,5 @@ def test_a_hostile_row_is_quoted_in_ascii_and_cut() -> None:
 def test_every_message_has_an_entry_in_the_catalog() -> None:
     identifiers = {value for value in vars(event).values() if isinstance(value, str) and len(value) == 32}
     lines = (PROJECT / "systemd" / "tcpwatchd.catalog").read_text().splitlines()
-    assert len(identifiers) == 7
+    assert len(identifiers) == 10
     assert sorted(line[3:] for line in lines if line.startswith("-- ")) == sorted(identifiers)

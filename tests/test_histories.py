@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tcpwatchd.procnet import Tables
 from tcpwatchd.tracker import Tracker
 from tests.kernel import KINDS, STEPS, Kernel, Step
+from tests.polls import take
 
 MORE = ("open", "accept", "close", "fin", "ack", "expire", "poll")
 FEW = st.sampled_from([0, 0, 0, 1, 2, 6])
@@ -42,6 +43,6 @@ def test_every_visible_connection_is_reported_once(steps: list[Step]) -> None:
                 continue
             meanwhile = (following for _, following in zip(range(step[1]), rest))
             kernel.poll(meanwhile, skip=step[2])
-            for report in tracker.find_new(tables.read_snapshot(tracker.heard)):
+            for report in tracker.find_new(take(tables, tracker.heard)):
                 kernel.hear(report)
         kernel.check()

@@ -35,7 +35,7 @@ def read_until(manager: socket.socket, wanted: str) -> list[str]:
 
 def start(manager: socket.socket, **environment: str) -> Daemon:
     variables = {"NOTIFY_SOCKET": manager.getsockname(), "PATH": "/usr/bin:/bin", **environment}
-    return Daemon("--interval", "60", "--output", "text", env=variables)
+    return Daemon("--interval", "60", "--output", "text", "--trace", "no", env=variables)
 
 
 def test_the_life_of_a_service(manager: socket.socket) -> None:

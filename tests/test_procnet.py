@@ -8,6 +8,7 @@ import pytest
 
 from tcpwatchd.connection import End, Endpoint, Row, TcpState
 from tcpwatchd.procnet import BLOCK, TableError, Tables
+from tests.polls import take
 from tests.table import HEADER4, endpoint4, endpoint6, row, write_tables
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -89,20 +90,20 @@ def test_ipv6_off_is_normal_and_may_come_back(tmp_path: Path) -> None:
     tables = Tables(str(tmp_path))
     ipv6 = [row(0, endpoint6("::1", 1), endpoint6("::1", 2), 1, 5)]
     write_tables(tmp_path, [line(0, "10.0.0.1:1", "10.0.0.2:80")], ipv6)
-    assert len(tables.read_snapshot().fresh) == 2
+    assert len(take(tables).fresh) == 2
     write_tables(tmp_path, [line(0, "10.0.0.1:1", "10.0.0.2:80")], None)
-    assert shown(tables.read_snapshot().gone) == ["[::1]:1 [::1]:2 ESTABLISHED 5"]
+    assert shown(take(tables).gone) == ["[::1]:1 [::1]:2 ESTABLISHED 5"]
     write_tables(tmp_path, [line(0, "10.0.0.1:1", "10.0.0.2:80")], ipv6)
-    assert len(tables.read_snapshot().fresh) == 1
+    assert len(take(tables).fresh) == 1
 
 
 def test_only_differences_are_told(tmp_path: Path) -> None:
     tables = Tables(str(tmp_path))
     stays, changes = line(0, "10.0.0.1:1", "10.0.0.2:80"), line(1, "10.0.0.1:2", "10.0.0.2:80")
     write_tables(tmp_path, [stays, changes], [])
-    tables.read_snapshot()
+    take(tables)
     write_tables(tmp_path, [line(0, "10.0.0.1:2", "10.0.0.2:80", state=6, inode=0), stays], [])
-    snapshot = tables.read_snapshot()
+    snapshot = take(tables)
     assert shown(snapshot.fresh) == ["10.0.0.1:2 10.0.0.2:80 TIME_WAIT 0"]
     assert shown(snapshot.gone) == ["10.0.0.1:2 10.0.0.2:80 ESTABLISHED 7"]
     assert len(tables) == 2
@@ -114,11 +115,11 @@ def test_unchanged_rows_near_a_fresh_one_and_asked_for(tmp_path: Path) -> None:
     asked = line(1, "10.0.0.1:6000", "10.0.0.2:80", inode=2)
     other = line(2, "10.0.0.1:7000", "10.0.0.2:80", inode=3)
     write_tables(tmp_path, [client, asked, other], [])
-    tables.read_snapshot()
+    take(tables)
     server = row(0, endpoint6("10.0.0.2", 80), endpoint6("10.0.0.1", 5000), 1, 4)
     write_tables(tmp_path, [client, asked, other], [server])
     end = End(Endpoint(b"\x0a\0\0\1\x17\x70"), Endpoint(b"\x0a\0\0\2\0\x50"))
-    snapshot = tables.read_snapshot([end])
+    snapshot = take(tables, [end])
     assert sorted(found.inode for found in snapshot.near) == [1, 2]
 
 
@@ -145,10 +146,10 @@ def test_a_malformed_row_is_skipped_and_told_once(tmp_path: Path, bad: str) -> N
     tables = Tables(str(tmp_path))
     good = line(1, "10.0.0.1:1", "10.0.0.2:80")
     write_tables(tmp_path, [bad, good], [])
-    snapshot = tables.read_snapshot()
+    snapshot = take(tables)
     assert shown(snapshot.fresh) == ["10.0.0.1:1 10.0.0.2:80 ESTABLISHED 7"]
     assert len(snapshot.malformed) == 1
-    assert tables.read_snapshot().malformed == []
+    assert take(tables).malformed == []
 
 
 def test_a_last_row_that_is_cut_off(tmp_path: Path) -> None:
@@ -175,13 +176,13 @@ def test_a_table_without_ends_of_lines_is_refused(tmp_path: Path) -> None:
 def test_a_failed_reading_leaves_the_last_one_in_force(tmp_path: Path) -> None:
     tables = Tables(str(tmp_path))
     write_tables(tmp_path, [line(0, "10.0.0.1:1", "10.0.0.2:80")], [])
-    tables.read_snapshot()
+    take(tables)
     write_tables(tmp_path, [line(0, "10.0.0.1:2", "10.0.0.2:80")], [])
     (tmp_path / "tcp6").write_text("broken")
     with pytest.raises(TableError):
-        tables.read_snapshot()
+        take(tables)
     write_tables(tmp_path, [line(0, "10.0.0.1:2", "10.0.0.2:80")], [])
-    snapshot = tables.read_snapshot()
+    snapshot = take(tables)
     assert (len(snapshot.fresh), len(snapshot.gone)) == (1, 1)
 
 

@@ -15,7 +15,7 @@ from tcpwatchd.sinks import JsonSink, Sink, TextSink
 
 MOMENT = 1_619_616_485_123_456
 END = Endpoint(b"\xc0\0\2\x38\x17\x55")
-OPENED = connection_opened(Connection(END, END, "ingress", TcpState.ESTABLISHED, "poll"), MOMENT)
+OPENED = connection_opened(Connection(END, END, "ingress", TcpState.ESTABLISHED, "poll", 0), MOMENT)
 
 
 def written(

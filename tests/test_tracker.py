@@ -9,7 +9,7 @@ import pytest
 from tcpwatchd.connection import End, Endpoint, Row, TcpState
 from tcpwatchd.procnet import Tables
 from tcpwatchd.tracker import Tracker, can_be
-from tests.polls import Polls
+from tests.polls import Polls, take
 from tests.table import write_tables
 
 if TYPE_CHECKING:
@@ -245,10 +245,10 @@ def test_what_is_open_at_start_is_marked(tmp_path: Path) -> None:
         ],
         [],
     )
-    (found,) = tracker.find_new(tables.read_snapshot())
+    (found,) = tracker.find_new(take(tables))
     assert (found.source.port, found.detected_by, found.state) == (0x2222, "startup", TcpState.LAST_ACK)
     assert tracker.open == 1
-    assert tracker.find_new(tables.read_snapshot()) == []
+    assert tracker.find_new(take(tables)) == []
 
 
 def test_successions_of_one_socket() -> None:

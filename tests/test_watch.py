@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
 pytestmark = needs_root
 HOST, PEER = "10.78.0.1", "10.78.0.2"
-FAST = ("--interval", "0.1", "--output", "json")
+FAST = ("--interval", "0.1", "--output", "json", "--trace", "no")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_half_open_connections_are_not_reported(namespace: Namespace) -> None:
 
 
 def test_text_is_one_line_a_connection_and_flushed_into_a_pipe(proc: Path) -> None:
-    daemon = Daemon("--interval", "0.1", prefix=with_proc(proc))
+    daemon = Daemon("--interval", "0.1", "--trace", "no", prefix=with_proc(proc))
     for port in (5001, 5002):
         show(proc, port)
         assert daemon.read_line()[19:] == f": New connection: 10.0.0.5:{port} -> 192.0.2.1:443"
@@ -158,7 +158,7 @@ def test_an_unreadable_table_at_the_start_is_a_fault(proc: Path) -> None:
 
 
 def test_a_reader_that_goes_ends_it_quietly(proc: Path) -> None:
-    daemon = Daemon("--interval", "3600", prefix=with_proc(proc))
+    daemon = Daemon("--interval", "3600", "--trace", "no", prefix=with_proc(proc))
     assert daemon.process.stdout
     assert daemon.process.stderr
     daemon.process.stderr.readline()
@@ -241,7 +241,7 @@ def test_polls_do_not_drift() -> None:
 
 
 def test_no_wakeups_between_polls(proc: Path) -> None:
-    daemon = Daemon("--interval", "3600", "--output", "json", prefix=with_proc(proc))
+    daemon = Daemon("--interval", "3600", *FAST[2:], prefix=with_proc(proc))
     read_started(daemon)
 
     def wakeups() -> int:

@@ -1,6 +1,8 @@
 """Real TCP connections, made by a process of its own, held until its stdin ends.
 
-It prints what its sockets saw as JSON. Usage: traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS]
+It prints what its sockets saw as JSON. Usage:
+
+    traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS] | short COUNT [ADDRESS] | churn RATE SECONDS
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 Socket = socket.socket
 DOOR = 8080
+RESET = struct.pack("ii", 1, 0)
 
 
 def listen(address: str, port: int = 0, dual_stack: bool = False) -> Socket:
@@ -95,10 +99,40 @@ def open_many(count: str, address: str = "127.0.0.1") -> None:
     hold([server, *kept], [server.getsockname()[1], [end.getsockname()[1] for end in kept[::2]]])
 
 
+def open_short(count: str, address: str = "127.0.0.1") -> None:
+    """Opened, accepted and closed at once; tells the server's port and the clients'."""
+    server = listen(address)
+    ports = []
+    for _ in range(int(count)):
+        with connect(*server.getsockname()[:2]) as client:
+            ports.append(client.getsockname()[1])
+            server.accept()[0].close()
+    hold([server], [server.getsockname()[1], ports])
+
+
+def churn(rate: str, seconds: str) -> None:
+    """So many connections a second, reset at once, in bursts of a hundredth of a second; tells both ports of each."""
+    server = listen("127.0.0.1")
+    each, ports = int(rate) // 100, []
+    began = time.monotonic()
+    for burst in range(100 * int(seconds)):
+        time.sleep(max(0.0, began + burst / 100 - time.monotonic()))
+        for _ in range(each):
+            client = connect(*server.getsockname())
+            ports.append(client.getsockname()[1])
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            accepted, _ = server.accept()
+            client.close()
+            accepted.close()
+    hold([server], [server.getsockname()[1], ports, time.monotonic() - began])
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "each": open_each,
     "peer": be_peer,
     "many": open_many,
+    "short": open_short,
+    "churn": churn,
 }
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ sys.path.insert(0, str(PROJECT))
 
 from tcpwatchd.procnet import Tables  # noqa: E402
 from tcpwatchd.tracker import Tracker  # noqa: E402
+from tests.polls import take  # noqa: E402
 from tests.table import row, write_tables  # noqa: E402
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def compare(tables: Tables, tracker: Tracker) -> list[float]:
         subprocess.run(CAT, check=True)
         reading = measure_cpu(resource.RUSAGE_CHILDREN) - before
         before = measure_cpu(resource.RUSAGE_SELF)
-        tracker.find_new(tables.read_snapshot(tracker.heard))
+        tracker.find_new(take(tables, tracker.heard))
         ratios.append((measure_cpu(resource.RUSAGE_SELF) - before) / reading)
     return sorted(ratios)
 
@@ -82,7 +83,7 @@ def track(tables: Tables) -> tuple[Tracker, float]:
     """A tracker that knows the tables, and the bytes a row that this took."""
     tracker, before = Tracker(), measure_resident()
     for _ in range(2):
-        tracker.find_new(tables.read_snapshot(tracker.heard))
+        tracker.find_new(take(tables, tracker.heard))
     return tracker, (measure_resident() - before) / len(tables)
 
 

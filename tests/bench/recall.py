@@ -24,13 +24,15 @@ HERE, THERE = "10.78.1.1", "10.78.1.2"
 CONNECTIONS, SECONDS, LONGEST = 800, 30, 15
 
 
-def count_reported(interval: str) -> tuple[int, int]:
+def count_reported(interval: str, trace: str) -> tuple[int, int]:
     """Connections that were established, and those of them that were reported."""
     with Namespace() as here, Namespace() as there, tempfile.TemporaryFile() as output:
         there.join(THERE, here.pid, HERE)
         for namespace, link, address in ((here, "ve1", "fd00:78::1/64"), (there, "ve0", "fd00:78::2/64")):
             run(*namespace.prefix, "ip", "address", "add", address, "dev", link, "nodad")
-        daemon = Daemon("--output", "json", "--interval", interval, prefix=here.prefix, stdout=output)
+        daemon = Daemon(
+            "--output", "json", "--interval", interval, "--trace", trace, prefix=here.prefix, stdout=output
+        )
         server = Traffic(here.pid, "server", script="mixed.py")
         server.truth()
         plan = (str(CONNECTIONS), str(SECONDS), str(LONGEST), "1")
@@ -54,10 +56,11 @@ def count_reported(interval: str) -> tuple[int, int]:
 def main() -> None:
     if os.geteuid() != 0:
         sys.exit("make bench: needs root for network namespaces of its own")
-    print("| poll | connections | reported | share |\n|---|---|---|---|", flush=True)
-    for interval in ("10", "1"):
-        truth, found = count_reported(interval)
-        print(f"| every {interval} s | {truth} | {found} | {found / truth:.0%} |", flush=True)
+    print("| source | connections | reported | share |\n|---|---|---|---|", flush=True)
+    for interval, trace in (("10", "no"), ("1", "no"), ("10", "require")):
+        truth, found = count_reported(interval, trace)
+        source = f"poll every {interval} s{', and the trace' if trace == 'require' else ''}"
+        print(f"| {source} | {truth} | {found} | {found / truth:.0%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ PROJECT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
 PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make"
 BOOT_TIMEOUT = 60.0
+TRACING = "/sys/kernel/tracing"
 
 needs_container = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("systemd-nspawn") or not shutil.which("debootstrap"),
@@ -53,7 +54,9 @@ def make_tree(suite: str) -> Path:
 class Container:
     """A booted container over a throw-away copy of a tree; `leader` is its PID 1 as this machine sees it."""
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, traced: bool = False) -> None:
+        """`traced`: with this machine's tracefs, whose instances are the same for all containers."""
+        self._traced = traced
         self._layers = Path(tempfile.mkdtemp(prefix="tcpwatchd-container-"))
         self.root = self._layers / "root"
         for name in ("upper", "work", "root"):
@@ -69,11 +72,15 @@ class Container:
     def boot(self) -> None:
         command = ["systemd-nspawn", "-D", str(self.root), "--private-network", "-b"]
         flags = ["--register=no", "--keep-unit", "--console=pipe"]
+        if self._traced:
+            flags.append(f"--bind={TRACING}:/tracing")
         self._nspawn = subprocess.Popen(
             command + flags, stdin=subprocess.DEVNULL, stdout=self._console, stderr=self._console
         )
         wait_until(self._find_leader, BOOT_TIMEOUT, f"PID 1; see {self._console.name}")
         wait_until(self._is_running, BOOT_TIMEOUT, f"boot; see {self._console.name}")
+        if self._traced:
+            self.run("mount", "--bind", "/tracing", TRACING)
 
     def _find_leader(self) -> bool:
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from tcpwatchd import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, wait_until
 from tests.system.container import Container, install, needs_container
+from tests.system.service import configure, count_reported, entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,20 +41,6 @@ def service(container: Container) -> Iterator[Container]:
     yield container
     container.run("systemctl", "disable", "--now", "--quiet", "tcpwatchd")
     container.run("systemctl", "revert", "tcpwatchd")
-
-
-def configure(container: Container, lines: str) -> None:
-    drop_in = container.root / "etc/systemd/system/tcpwatchd.service.d/test.conf"
-    drop_in.parent.mkdir(exist_ok=True, parents=True)
-    drop_in.write_text(f"[Service]\n{lines}\n")
-    container.run("systemctl", "daemon-reload")
-
-
-def entries(container: Container, message_id: str, *matches: str) -> list[dict[str, Any]]:
-    """Counted by MESSAGE_ID: entries whose sender has gone before journald reads them lose their unit."""
-    container.run("journalctl", "--sync")
-    text = container.run("journalctl", "--output=json", f"MESSAGE_ID={message_id}", *matches)
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture
@@ -214,7 +200,3 @@ def test_a_hundred_thousand_in_one_poll(service: Container) -> None:
     assert "Suppressed" not in service.run("journalctl", "-u", "systemd-journald", "--no-pager")
     for traffic in traffics:
         traffic.end()
-
-
-def count_reported(container: Container) -> int:
-    return int(container.show("tcpwatchd", "StatusText").split("; ")[1].split()[0])

@@ -1,0 +1,27 @@
+"""The service in a container: its settings and its entries."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.system.container import Container
+
+
+def configure(container: Container, lines: str) -> None:
+    drop_in = container.root / "etc/systemd/system/tcpwatchd.service.d/test.conf"
+    drop_in.parent.mkdir(exist_ok=True, parents=True)
+    drop_in.write_text(f"[Service]\n{lines}\n")
+    container.run("systemctl", "daemon-reload")
+
+
+def entries(container: Container, message_id: str, *matches: str) -> list[dict[str, Any]]:
+    """Counted by MESSAGE_ID: entries whose sender has gone before journald reads them lose their unit."""
+    container.run("journalctl", "--sync")
+    text = container.run("journalctl", "--output=json", f"MESSAGE_ID={message_id}", *matches)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def count_reported(container: Container) -> int:
+    return int(container.show("tcpwatchd", "StatusText").split("; ")[1].split()[0])

@@ -1,0 +1,131 @@
+"""Both units with the kernel's trace, in a container that sees this machine's tracefs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tcpwatchd import event
+from tests.holder import Traffic
+from tests.namespace import wait_until
+from tests.system.container import TRACING, Container, install, needs_container
+from tests.system.service import configure, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSTANCE = Path(TRACING) / "instances/tcpwatchd"
+SHORT = 1000
+
+pytestmark = [
+    needs_container,
+    pytest.mark.skipif(
+        os.geteuid() == 0 and not Path("/sys/kernel/tracing").is_dir(), reason="needs a kernel with tracefs"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[Container]:
+    with Container("bookworm", traced=True) as booted:
+        install(booted)
+        booted.boot()
+        booted.run("journalctl", "--update-catalog")
+        yield booted
+
+
+@pytest.fixture
+def service(container: Container) -> Iterator[Container]:
+    """Polls are an hour apart: what is reported between, the trace told."""
+    configure(container, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 3600")
+    container.run("systemctl", "start", "tcpwatchd")
+    yield container
+    container.run("systemctl", "stop", "tcpwatchd")
+    wait_until(lambda: not INSTANCE.exists(), 10, "no instance after stop")
+
+
+def open_short(container: Container) -> Counter[tuple[str, str]]:
+    """Connections that are closed at once: client's and server's port of each."""
+    traffic = Traffic(container.leader, "short", str(SHORT))
+    server, clients = traffic.truth()
+    traffic.end()
+    return Counter((str(client), str(server)) for client in clients)
+
+
+def read_ports(container: Container) -> Counter[tuple[str, str]]:
+    found = entries(container, event.CONNECTION_OPENED)
+    return Counter((entry["SOURCE_PORT"], entry["DESTINATION_PORT"]) for entry in found)
+
+
+def wait_for(container: Container, truth: Counter[tuple[str, str]]) -> None:
+    wait_until(lambda: not truth - read_ports(container), 20, "all reported")
+    found = read_ports(container)
+    assert {ports: found[ports] for ports in truth} == dict(truth)
+
+
+def test_short_connections_between_two_polls(service: Container) -> None:
+    truth = open_short(service)
+    wait_for(service, truth)
+    port = next(iter(truth))[1]
+    found = entries(service, event.CONNECTION_OPENED, f"DESTINATION_PORT={port}")
+    assert {e["TCPWATCHD_DETECTED_BY"] for e in found} == {"trace"}
+    assert {e["NETWORK_DIRECTION"] for e in found} == {"internal"}
+    starts = [e["EVENT_START"] for e in found]
+    assert starts == sorted(starts)
+    assert len(entries(service, event.TRACE_USED)) >= 1
+    assert service.show("tcpwatchd", "StatusText").startswith("Trace, and polling every 3600 s; ")
+
+
+def test_it_needs_no_privilege(service: Container) -> None:
+    status = service.run("cat", f"/proc/{service.show('tcpwatchd', 'MainPID')}/status")
+    assert {line.split()[1] for line in status.splitlines() if line.startswith("Cap")} == {"0" * 16}
+    for unit in ("tcpwatchd.service", "tcpwatchd-trace.service"):
+        path = f"/usr/lib/systemd/system/{unit}"
+        assert service.run("systemd-analyze", "verify", "--recursive-errors=yes", path) == ""
+    service.run("systemd-analyze", "security", "--threshold=10", "--no-pager", "tcpwatchd")
+
+
+def test_nobody_else_gets_to_the_instance(service: Container) -> None:
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    assert service.try_run(*drop, "ls", str(INSTANCE)).returncode != 0
+    readable = {path.name for path in INSTANCE.rglob("*") if path.is_file() and path.stat().st_mode & 0o004}
+    assert "trace_marker" not in readable
+    assert not any(path.stat().st_mode & 0o002 for path in INSTANCE.rglob("*"))
+
+
+def test_the_instance_stays_over_a_restart_and_a_crash(service: Container) -> None:
+    instance = INSTANCE.stat().st_ino
+    service.run("systemctl", "kill", "--signal=STOP", "tcpwatchd")
+    truth = open_short(service)
+    service.run("systemctl", "kill", "--signal=KILL", "tcpwatchd")
+    wait_for(service, truth)
+    service.run("systemctl", "restart", "tcpwatchd")
+    wait_for(service, open_short(service))
+    assert INSTANCE.stat().st_ino == instance
+
+
+def test_a_restart_of_the_trace_restarts_the_daemon(service: Container) -> None:
+    main = service.show("tcpwatchd", "MainPID")
+    instance = INSTANCE.stat().st_ino
+    service.run("systemctl", "restart", "tcpwatchd-trace")
+    wait_until(lambda: service.show("tcpwatchd", "MainPID") not in ("0", main), 20, "a new process")
+    wait_until(lambda: service.show("tcpwatchd", "ActiveState") == "active", 20, "ready")
+    assert INSTANCE.stat().st_ino != instance
+    wait_for(service, open_short(service))
+
+
+def test_without_the_trace_unit_it_polls_and_says_so(service: Container) -> None:
+    service.run("systemctl", "stop", "tcpwatchd")
+    wait_until(lambda: not INSTANCE.exists(), 10, "no instance after stop")
+    service.run("systemctl", "mask", "--runtime", "--quiet", "tcpwatchd-trace")
+    before = len(entries(service, event.TRACE_UNAVAILABLE))
+    service.run("systemctl", "start", "tcpwatchd")
+    time.sleep(0.2)
+    (told,) = entries(service, event.TRACE_UNAVAILABLE)[before:]
+    assert "/run/tcpwatchd-trace" in told["ERROR_MESSAGE"]
+    service.run("systemctl", "unmask", "--runtime", "--quiet", "tcpwatchd-trace")

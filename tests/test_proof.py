@@ -1,0 +1,216 @@
+"""The promise, with real sockets: every connection once, right direction, none else.
+
+Truth is what the sockets' owners saw. The trace hears the whole machine, so only the tests' own ports count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections import Counter
+from typing import IO, TYPE_CHECKING, Any
+
+import pytest
+
+from tcpwatchd import event
+from tcpwatchd.tracefs import remove, set_up
+from tests.daemon import Daemon
+from tests.holder import Traffic
+from tests.mixed import PORT4
+from tests.namespace import Namespace, run, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and the trace")
+SERVER, CLIENT, SERVER6, CLIENT6 = "10.78.2.1", "10.78.2.2", "fd00:78:2::1", "fd00:78:2::2"
+SERVER_PORTS = range(PORT4, PORT4 + 10)
+Ends = tuple[str, int, str, int]
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Namespace, Namespace]]:
+    """A server's network and a client's."""
+    with Namespace() as server, Namespace() as client:
+        client.join(CLIENT, server.pid, SERVER)
+        for host, link, address in ((server, "ve1", SERVER6), (client, "ve0", CLIENT6)):
+            run(*host.prefix, "ip", "address", "add", f"{address}/64", "dev", link, "nodad")
+        yield server, client
+
+
+@pytest.fixture
+def output() -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as file:
+        yield file
+
+
+def start(host: Namespace, output: IO[bytes], *flags: str) -> Daemon:
+    daemon = Daemon("--output", "json", "--interval", "2", *flags, prefix=host.prefix, stdout=output)
+    started = count(output, event.WATCH_STARTED)
+    wait_until(lambda: count(output, event.WATCH_STARTED) > started, 10, "started")
+    return daemon
+
+
+def read(output: IO[bytes]) -> list[dict[str, Any]]:
+    """What was written so far; the file stays where its writer left it."""
+    size = os.fstat(output.fileno()).st_size
+    lines = os.pread(output.fileno(), size, 0).splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def count(output: IO[bytes], message_id: str) -> int:
+    return sum(fields["MESSAGE_ID"] == message_id for fields in read(output))
+
+
+def reported(output: IO[bytes], ports: Any = SERVER_PORTS) -> list[dict[str, Any]]:
+    """Connections of which one end has one of these ports."""
+    found = [fields for fields in read(output) if fields["MESSAGE_ID"] == event.CONNECTION_OPENED]
+    return [f for f in found if int(f["DESTINATION_PORT"]) in ports or int(f["SOURCE_PORT"]) in ports]
+
+
+def ends(fields: dict[str, Any]) -> Ends:
+    return (
+        fields["SOURCE_IP"],
+        int(fields["SOURCE_PORT"]),
+        fields["DESTINATION_IP"],
+        int(fields["DESTINATION_PORT"]),
+    )
+
+
+def open_mixed(hosts: tuple[Namespace, Namespace], connections: int, seconds: int) -> Iterator[Counter[Ends]]:
+    """Yield once when the traffic runs, then the truth."""
+    server = Traffic(hosts[0].pid, "server", script="mixed.py")
+    server.truth()
+    plan = (str(connections), str(seconds), "15", "7")
+    client = Traffic(hosts[1].pid, "client", SERVER, SERVER6, *plan, script="mixed.py")
+    yield Counter()
+    yield Counter(tuple(truth) for truth in client.truth())
+    client.end()
+    server.end()
+
+
+def test_two_thousand_mixed_connections(hosts: tuple[Namespace, Namespace], output: IO[bytes]) -> None:
+    daemon = start(hosts[0], output, "--trace", "require")
+    truth = list(open_mixed(hosts, 2000, 20))[1]
+    time.sleep(0.5)
+    status, _, errors = daemon.end(signal.SIGTERM)
+    found = reported(output)
+    assert Counter(map(ends, found)) == truth
+    assert {fields["NETWORK_DIRECTION"] for fields in found} == {"internal"}
+    assert {fields["TCPWATCHD_DETECTED_BY"] for fields in found} == {"trace"}
+    assert [fields["EVENT_START"] for fields in found] == sorted(fields["EVENT_START"] for fields in found)
+    assert (status, errors) == (0, "")
+    assert sum(truth.values()) > 1700
+
+
+def test_restarts_lose_nothing(hosts: tuple[Namespace, Namespace], output: IO[bytes]) -> None:
+    """The instance is the service's: it goes on filling. What is open at a restart is told again as such."""
+    name = f"tcpwatchd-test-{os.getpid()}"
+    instance = set_up(name, 512)
+    steps = open_mixed(hosts, 1000, 10)
+    daemon = run_on(hosts[0], output, instance)
+    next(steps)
+    for _ in range(5):
+        time.sleep(1)
+        daemon.end(signal.SIGTERM)
+        time.sleep(0.5)
+        daemon = run_on(hosts[0], output, instance)
+    truth = next(steps)
+    time.sleep(0.5)
+    daemon.end(signal.SIGTERM)
+    list(steps)
+    remove(instance)
+    found = [fields for fields in reported(output) if fields["TCPWATCHD_DETECTED_BY"] != "startup"]
+    assert Counter(map(ends, found)) == truth
+
+
+def run_on(host: Namespace, output: IO[bytes], instance: str) -> Daemon:
+    """As the service does: with the instance bound where it is looked for, and not removed at the end."""
+    bind = 'mount -t tmpfs none /run && mkdir /run/tcpwatchd-trace && mount --bind "$0" /run/tcpwatchd-trace'
+    inside = ["unshare", "--mount", "sh", "-c", f'{bind} && exec "$@"', instance]
+    daemon = Daemon("--output", "json", "--interval", "2", "--trace", "require",
+                    prefix=[*host.prefix, *inside], stdout=output)  # fmt: skip
+    started = count(output, event.WATCH_STARTED)
+    wait_until(lambda: count(output, event.WATCH_STARTED) > started, 10, "started")
+    return daemon
+
+
+def test_churn(output: IO[bytes]) -> None:
+    """All are reported, or what was lost is counted: connections cannot vanish unaccounted."""
+    with Namespace() as host:
+        daemon = start(host, output, "--trace", "require", "--trace-buffer", "8192")
+        traffic = Traffic(host.pid, "churn", "2000", "5")
+        server, clients, _ = traffic.truth()
+        traffic.end()
+        wait_until(lambda: len(reported(output, {server})) >= len(clients), 30, "all reported")
+        assert daemon.end(signal.SIGTERM)[0] == 0
+    truth = Counter((client, server) for client in clients)
+    found = Counter((ends(fields)[1], ends(fields)[3]) for fields in reported(output, {server}))
+    assert found == truth
+    assert read(output)[-1]["TCPWATCHD_RECORDS_LOST"] == "0"
+    assert len(clients) == 10_000
+
+
+def test_losses_are_told_and_polls_find_what_stays(output: IO[bytes]) -> None:
+    """A small buffer, a daemon that is stopped meanwhile: records are lost, open connections are not."""
+    with Namespace() as host:
+        daemon = start(host, output, "--trace", "require", "--trace-buffer", "16")
+        daemon.process.send_signal(signal.SIGSTOP)
+        stays = Traffic(host.pid, "many", "50")
+        server, clients = stays.truth()
+        short = Traffic(host.pid, "short", "2000")
+        short.truth()
+        daemon.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: len(reported(output, {server})) >= len(clients), 20, "those that stay")
+        time.sleep(2.5)
+        short.end()
+        stays.end()
+        daemon.end(signal.SIGTERM)
+    found = Counter((ends(fields)[1], ends(fields)[3]) for fields in reported(output, {server}))
+    assert found == Counter((client, server) for client in clients)
+    lost = [f for f in read(output) if f["MESSAGE_ID"] == event.RECORDS_LOST]
+    assert sum(int(f["TCPWATCHD_RECORDS_LOST"]) for f in lost) > 0
+    totals = read(output)[-1]
+    assert int(totals["TCPWATCHD_MISSED"]) > 0
+
+
+def test_a_record_is_reported_at_once(output: IO[bytes]) -> None:
+    with Namespace() as host:
+        daemon = start(host, output, "--trace", "require")
+        traffic = Traffic(host.pid, "many", "1")
+        server, _ = traffic.truth()
+        told = time.monotonic()
+        wait_until(lambda: reported(output, {server}), 5, "reported")
+        late = time.monotonic() - told
+        traffic.end()
+        daemon.end(signal.SIGTERM)
+    assert late < 1, "long before the next poll"
+
+
+@pytest.mark.parametrize("trace", ["auto", "require"])
+def test_without_privilege(output: IO[bytes], trace: str, tmp_path: Path) -> None:
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    errors = (tmp_path / "errors").open("w+")
+    daemon = Daemon("--output", "json", "--trace", trace, prefix=drop, stdout=output, stderr=errors)
+    if trace == "require":
+        assert daemon.process.wait(timeout=10) == 1
+        text = (tmp_path / "errors").read_text()
+        assert text == "tcpwatchd: no instance at /run/tcpwatchd-trace, and only root can make one\n"
+        return
+    wait_until(lambda: count(output, event.TRACE_UNAVAILABLE) == 1, 10, "said")
+    daemon.end(signal.SIGTERM)
+    assert count(output, event.TRACE_UNAVAILABLE) == 1
+
+
+def test_the_own_instance_is_removed_at_the_end(output: IO[bytes]) -> None:
+    with Namespace() as host:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            daemon = start(host, output, "--trace", "require")
+            instance = read(output)[-1]["MESSAGE"].rpartition("(")[2].rstrip(")")
+            assert os.path.isdir(instance)
+            daemon.end(number)
+            assert not os.path.exists(instance)
