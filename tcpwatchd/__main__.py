@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from tcpwatchd.baseline import Baseline
 from tcpwatchd.config import parse_arguments
 from tcpwatchd.event import watch_failed
 from tcpwatchd.notify import open_notifier
@@ -55,6 +56,7 @@ def main() -> int:
 def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack) -> bool:
     """Whether it was SIGHUP that ended it."""
     notifier = open_notifier(os.environ)
+    baseline = Baseline(os.environ.get("RUNTIME_DIRECTORY"))
     trace, untraced = None, None
     if settings.trace != "no" and not settings.once:
         try:
@@ -63,7 +65,7 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
             if settings.trace == "require":
                 raise
             untraced = str(error)
-    watch = Watch(Tables(), Tracker(), sink, notifier, signals, settings.interval, trace, untraced)
+    watch = Watch(Tables(), Tracker(), sink, notifier, signals, settings.interval, baseline, trace, untraced)
     watch.run_once() if settings.once else watch.run()
     return watch.hung_up
 

@@ -25,6 +25,8 @@ WATCH_FAILED = "89012c0c8a5d4f13b7fa472be8904d44"
 
 TRACE_USED = "c6b1acaa360f4e4ba605a1004cc17cda"
 TRACE_UNAVAILABLE = "ca3cf4249c674d2e80d6963943e7a99d"
+BASELINE_UNUSABLE = "f6b3130240b040f4936564f49f36862e"
+TRACE_GAP = "a6a0151d221745bfafe31da4f21d546d"
 RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
 
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
@@ -87,6 +89,18 @@ def trace_used(path: str, now: int) -> Event:
 def trace_unavailable(reason: str, now: int) -> Event:
     message = f"Only polling: connections that open and close between two polls can be missed ({reason})"
     return _own(now, TRACE_UNAVAILABLE, NOTICE, message, ERROR_MESSAGE=reason)
+
+
+def baseline_unusable(reason: str, now: int) -> Event:
+    message = f"What was kept over the restart cannot be used, as at a first start: {reason}"
+    return _own(now, BASELINE_UNUSABLE, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def trace_gap(since: int, now: int) -> Event:
+    """Times in microseconds since the epoch; `now` is the end of the gap."""
+    start, end = format_utc(since), format_utc(now)
+    message = f"The kernel's trace was not in use from {start} to {end}; short connections may be missing"
+    return _own(now, TRACE_GAP, WARNING, message, EVENT_START=start, EVENT_END=end)
 
 
 def records_lost(records: int, now: int) -> Event:

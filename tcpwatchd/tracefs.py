@@ -74,10 +74,8 @@ class Layout(NamedTuple):
     """Where its records begin."""
     header: struct.Struct
     """Time stamp and commit word of a page."""
-    record: struct.Struct
-    """What FIELDS name, in the order of their offsets."""
-    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]]
-    """Puts what `record` unpacks into the order of FIELDS."""
+    unpack: Callable[[bytes, int], tuple[Any, ...]]
+    """The fields of a record that begins at an offset, in the order of FIELDS."""
 
 
 class Drained(NamedTuple):
@@ -88,9 +86,12 @@ class Drained(NamedTuple):
 
 
 ENTRY = r"type_len\s*:\s*5 bits\s+time_delta\s*:\s*27 bits\s+array\s*:\s*32 bits"
-FIELDS = ("skaddr", "oldstate", "newstate", "sport", "dport", "saddr_v6", "daddr_v6", "common_pid")
+FIELDS = ("common_pid", "skaddr", "oldstate", "newstate", "sport", "dport", "saddr_v6", "daddr_v6")
+"""In the order of known kernels."""
 CODES = {2: "H", 4: "i", 8: "Q", 16: "16s"}
 STATES = {state.value: state for state in TcpState}
+NOWHERE = End(Endpoint(), Endpoint())
+"""Stands for the end of a socket that closes: nobody asks for it."""
 
 
 def set_up(name: str, buffer_kb: int) -> str:
@@ -174,11 +175,14 @@ class Trace:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.instance = 0
+        """The inode of its directory: another instance has another."""
         self._lock = -1
         self._cpus: list[_Cpu] = []
         self._early: list[Transition] = []
         try:
             self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.instance = os.fstat(self._lock).st_ino
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             check(path)
             self._layout = read_layout(path)
@@ -244,7 +248,7 @@ class _Cpu:
         return pages
 
     def count_lost(self, page: bytes, layout: Layout) -> int:
-        """Records overwritten before this page, as its header tells, or the statistics where it has no room."""
+        """Records overwritten before this page, as its header tells, or the statistics if it has no room."""
         _, commit = layout.header.unpack_from(page)
         if not commit & MISSED:
             return 0
@@ -280,18 +284,21 @@ def read_layout(path: str) -> Layout:
     ):
         raise TraceError(f"{path}: this kernel's trace records have an unknown layout")
     data, capacity = page["data"]
+    commit = struct.Struct(f"=Q{CODES[page['commit'][1]].upper()}")
+    return Layout(data + capacity, data, commit, make_unpack(record))
+
+
+def make_unpack(fields: dict[str, tuple[int, int]]) -> Callable[[bytes, int], tuple[Any, ...]]:
+    ordered = sorted(FIELDS, key=fields.__getitem__)
     codes, end = "=", 0
-    ordered = sorted(FIELDS, key=record.__getitem__)
-    for offset, size in map(record.__getitem__, ordered):
+    for offset, size in map(fields.__getitem__, ordered):
         codes += f"{offset - end}x{CODES[size]}"
         end = offset + size
-    return Layout(
-        size=data + capacity,
-        data=data,
-        header=struct.Struct(f"=Q{CODES[page['commit'][1]].upper()}"),
-        record=struct.Struct(codes),
-        pick=operator.itemgetter(*map(ordered.index, FIELDS)),
-    )
+    unpack = struct.Struct(codes).unpack_from
+    if ordered == list(FIELDS):
+        return unpack
+    pick = operator.itemgetter(*map(ordered.index, FIELDS))
+    return lambda page, at: pick(unpack(page, at))
 
 
 def decode_page(page: bytes, layout: Layout) -> list[Transition]:
@@ -317,16 +324,15 @@ def decode_page(page: bytes, layout: Layout) -> list[Transition]:
 
 
 def decode_record(page: bytes, start: int, when: int, layout: Layout) -> Transition:
-    skaddr, old, new, sport, dport, source, destination, pid = layout.pick(
-        layout.record.unpack_from(page, start)
-    )
+    pid, skaddr, old, new, sport, dport, source, destination = layout.unpack(page, start)
+    if new == TcpState.CLOSE:
+        return Transition(when, skaddr, STATES[old], STATES[new], NOWHERE, pid)
     end = End(make_endpoint(source, sport), make_endpoint(destination, dport))
     return Transition(when, skaddr, STATES[old], STATES[new], end, pid)
 
 
 def make_endpoint(address: bytes, port: int) -> Endpoint:
-    bare = address[len(MAPPED) :] if address.startswith(MAPPED) else address
-    return Endpoint(bare + port.to_bytes(2, "big"))
+    return Endpoint((address[12:] if address[:12] == MAPPED else address) + port.to_bytes(2, "big"))
 
 
 def parse_fields(text: str) -> dict[str, tuple[int, int]]:

@@ -8,12 +8,14 @@ import time
 from typing import TYPE_CHECKING
 
 from tcpwatchd import __version__, event
+from tcpwatchd.baseline import Drained
 from tcpwatchd.procnet import TableError
 from tcpwatchd.tracefs import TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tcpwatchd.baseline import Baseline
     from tcpwatchd.connection import Connection
     from tcpwatchd.notify import Notifier
     from tcpwatchd.procnet import Tables
@@ -41,9 +43,11 @@ class Watch:
         notifier: Notifier,
         signals: Signals,
         interval: float,
+        baseline: Baseline,
         trace: Trace | None = None,
         untraced: str | None = None,
     ) -> None:
+        self._baseline = baseline
         self._tables = tables
         self._tracker = tracker
         self._sink = sink
@@ -75,12 +79,15 @@ class Watch:
         self._notifier.ready(self._status())
         self._sink.send([event.watch_started(__version__, self._interval, now())])
         self._tell_source()
+        self._keep()
         self._warn(malformed)
         self._report(connections)
         while self._wait(deadline := next_deadline(deadline, time.monotonic(), self._interval)):
             self._tick()
+            self._keep()
             self._notifier.status(self._status())
         self._notifier.stopping()
+        self._keep()
         self._sink.send([event.watch_stopped(self._totals, now())])
 
     def run_once(self) -> None:
@@ -138,8 +145,23 @@ class Watch:
     def _tell_source(self) -> None:
         if self._trace:
             self._sink.send([event.trace_used(self._trace.path, now())])
+            self._tell_gap(self._trace.instance)
         elif self._untraced:
             self._sink.send([event.trace_unavailable(self._untraced, now())])
+
+    def _tell_gap(self, instance: int) -> None:
+        """The trace that was read before the restart may be another one than this."""
+        try:
+            last = self._baseline.find()
+        except (OSError, ValueError) as error:
+            self._sink.send([event.baseline_unusable(describe(error), now())])
+            return
+        if last and last.instance != instance:
+            self._sink.send([event.trace_gap(last.until, now())])
+
+    def _keep(self) -> None:
+        if self._trace:
+            self._baseline.write(Drained(self._trace.instance, now()))
 
     def _fail(self, error: Exception) -> None:
         """Reported once, until a poll succeeds."""

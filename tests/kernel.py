@@ -7,12 +7,13 @@ connection each printed row belonged.
 
 from __future__ import annotations
 
+import socket as packing
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.connection import TcpState
+from tcpwatchd.connection import End, Endpoint, TcpState, Transition
 from tests.table import endpoint4, endpoint6, row, write_tables
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tcpwatchd.connection import Connection
 
 Address = tuple[str, int]
+TICK = 1_000_000
 Step = tuple[str, int, int]
 
 ESTABLISHED, CLOSE_WAIT, TIME_WAIT = TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.TIME_WAIT
@@ -59,6 +61,11 @@ KINDS = (
 )
 CLIENT_PORTS, SERVER_PORTS = (40000, 40001), (80, 50000)
 STEPS = ("listen", "open", "accept", "close", "shutdown", "fin", "ack", "expire", "reset", "poll")
+
+
+def pack(address: Address) -> Endpoint:
+    family = packing.AF_INET6 if ":" in address[0] else packing.AF_INET
+    return Endpoint(packing.inet_pton(family, address[0]) + address[1].to_bytes(2, "big"))
 
 
 @dataclass(eq=False)
@@ -109,7 +116,11 @@ def is_successor(before: Print, after: Print) -> bool:
 
 
 class Kernel:
+    """`clock` counts nanoseconds, a millisecond a step; `records` are what the trace holds."""
+
     def __init__(self, root: Path) -> None:
+        self.clock = TICK
+        self.records: list[Transition] = []
         self._root = root
         self._links: list[Link] = []
         self._sockets: dict[tuple[Address, Address], Socket] = {}
@@ -122,6 +133,7 @@ class Kernel:
         self.reports: defaultdict[frozenset[Address], int] = defaultdict(int)
 
     def take(self, step: Step) -> None:
+        self.clock += TICK
         name, which, what = step
         if name == "listen":
             self._listen(KINDS[which % len(KINDS)], what)
@@ -164,9 +176,23 @@ class Kernel:
             Socket(link, server, client, kind.server6, kind.server_here, accepted=False),
         ]
         self._links.append(link)
-        for socket in link.sockets:
+        for socket, half_open in zip(link.sockets, (TcpState.SYN_SENT, TcpState.SYN_RECV)):
             if socket.here:
                 self._sockets[socket.local, socket.remote] = socket
+                if half_open == TcpState.SYN_SENT:
+                    self._tell(socket, TcpState.CLOSE, half_open)
+                self._tell(socket, half_open, ESTABLISHED)
+
+    def _tell(self, socket: Socket, old: TcpState, new: TcpState) -> None:
+        """Write a record, as inet_sock_set_state does; the port is not chosen yet at →SYN_SENT."""
+        self.clock += 1
+        local = (socket.local[0], 0) if new == TcpState.SYN_SENT else socket.local
+        end = End(pack(local), pack(socket.remote))
+        self.records.append(Transition(self.clock, id(socket), old, new, end, 1))
+
+    def drain(self) -> list[Transition]:
+        taken, self.records = self.records, []
+        return taken
 
     def _peer(self, socket: Socket) -> Socket:
         client, server = socket.link.sockets
@@ -205,9 +231,12 @@ class Kernel:
                 self._become(socket, AFTER_ACK.get(socket.state, socket.state))
 
     def _become(self, socket: Socket, state: TcpState) -> None:
-        socket.state = state
-        if state == TIME_WAIT:
+        if state == TIME_WAIT and socket.state != TIME_WAIT:
+            # The socket closes; what stays in its place is no socket.
             socket.inode = 0
+            if socket.here:
+                self._tell(socket, socket.state, TcpState.CLOSE)
+        socket.state = state
 
     def _expire(self, socket: Socket) -> None:
         orphan = socket.state == TcpState.FIN_WAIT2 and socket.inode == 0
@@ -217,6 +246,8 @@ class Kernel:
     def _reset(self, socket: Socket) -> None:
         if self._alive(socket) and socket.here:
             del self._sockets[socket.local, socket.remote]
+            if socket.state != TIME_WAIT:
+                self._tell(socket, socket.state, TcpState.CLOSE)
 
     def poll(self, meanwhile: Iterator[Step], skip: int) -> None:
         """Write the tables as one walk over them, with steps taken between its rows."""
@@ -269,7 +300,7 @@ class Kernel:
         self._now[end] = seen
 
     def hear(self, report: Connection) -> None:
-        """Check the ends of a report made after the last poll, as far as a poll can know them."""
+        """Check the ends of a report made after the last poll, as far as a poll alone can know them."""
         source, destination = ((e.ip, e.port) for e in (report.source, report.destination))
         pair = frozenset([source, destination])
         self.reports[pair] += 1
@@ -284,6 +315,20 @@ class Kernel:
             assert (source, destination) == (link.client, link.server)
             if link.kind.client != "10.0.0.5" or not link.kind.server_here or len(seen) > 1:
                 assert report.direction == link.kind.direction
+
+    def hear_traced(self, report: Connection) -> None:
+        """Check a report that the trace made: nothing of it is a guess."""
+        source, destination = ((e.ip, e.port) for e in (report.source, report.destination))
+        links = [link for link in self._links if (link.client, link.server) == (source, destination)]
+        assert links, f"never opened: {report}"
+        assert report.direction == links[0].kind.direction
+        self.reports[frozenset([source, destination])] += 1
+
+    def check_traced(self, lossy: bool) -> None:
+        """Each connection was reported once; with losses, none twice."""
+        truth = Counter(frozenset([link.client, link.server]) for link in self._links)
+        assert not Counter(self.reports) - truth
+        assert lossy or self.reports == truth
 
     def check(self) -> None:
         """Each connection of which a row was printed was reported once, and nothing else."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +14,17 @@ from tcpwatchd.tracker import Tracker
 from tests.kernel import KINDS, STEPS, Kernel, Step
 from tests.polls import take
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tcpwatchd.connection import Connection
+
 MORE = ("open", "accept", "close", "fin", "ack", "expire", "poll")
 FEW = st.sampled_from([0, 0, 0, 1, 2, 6])
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[Step]:
+def histories(draw: st.DrawFn, *extra: str) -> list[Step]:
     """Steps among the connections of few kinds, so that they meet."""
     kinds = st.sampled_from(draw(st.lists(st.integers(0, len(KINDS) - 1), min_size=1, max_size=3)))
     named = {
@@ -26,8 +32,9 @@ def histories(draw: st.DrawFn) -> list[Step]:
         "listen": st.tuples(st.just("listen"), kinds, st.integers(0, 1)),
         "poll": st.tuples(st.just("poll"), FEW, FEW),
     }
-    others = [st.tuples(st.just(name), st.integers(0, 3), st.integers(0, 1)) for name in (*STEPS, *MORE)]
-    step = st.one_of(*(named.get(name, other) for name, other in zip((*STEPS, *MORE), others)))
+    names = (*STEPS, *MORE, *extra, *extra)
+    others = [st.tuples(st.just(name), st.integers(0, 3), st.integers(0, 1)) for name in names]
+    step = st.one_of(*(named.get(name, other) for name, other in zip(names, others)))
     listens = [("listen", kind, port) for kind in range(len(KINDS)) for port in (0, 1)]
     return [*listens, *draw(st.lists(step, min_size=40, max_size=150))]
 
@@ -46,3 +53,62 @@ def test_every_visible_connection_is_reported_once(steps: list[Step]) -> None:
             for report in tracker.find_new(take(tables, tracker.heard)):
                 kernel.hear(report)
         kernel.check()
+
+
+class Traced:
+    """A tracker with both sources; the time of a snapshot is that of the walk over the model's tables."""
+
+    def __init__(self, folder: str) -> None:
+        self.kernel, self._tables, self._tracker = Kernel(Path(folder)), Tables(folder), Tracker()
+        self._lossy = False
+
+    def drain(self) -> None:
+        self._tracker.hear(self.kernel.drain(), self._lossy, self._tables.holds)
+        self._lossy = False
+        for report in self._tracker.release(self.kernel.clock):
+            self.kernel.hear_traced(report)
+
+    def lose(self) -> None:
+        self._lossy |= bool(self.kernel.drain())
+
+    def poll(self, meanwhile: Iterator[Step], skip: int) -> list[Connection]:
+        started = self.kernel.clock
+        self.kernel.poll(meanwhile, skip)
+        snapshot = self._tables.read_snapshot(self._tracker.heard)
+        self.drain()
+        self._tables.keep()
+        return self._tracker.find_new(snapshot._replace(started=started, ended=self.kernel.clock))
+
+    def run(self, steps: list[Step], losses: bool) -> list[Connection]:
+        """What polls found beside the trace."""
+        polled = []
+        rest = iter([("poll", 0, 0), *steps, ("poll", 0, 0), ("poll", 0, 0)])
+        for step in rest:
+            if step[0] == "poll":
+                meanwhile = (following for _, following in zip(range(step[1]), rest))
+                polled += self.poll(meanwhile, step[2])
+            elif step[0] == "drain":
+                self.lose() if losses and step[1] == 0 else self.drain()
+            else:
+                self.kernel.take(step)
+        self.kernel.clock += 10**9
+        self.drain()
+        return polled
+
+
+@given(histories("drain"))
+def test_the_trace_misses_nothing(steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        traced = Traced(folder)
+        assert traced.run(steps, losses=False) == []
+        traced.kernel.check_traced(lossy=False)
+
+
+@given(histories("drain"))
+def test_losses_make_no_duplicates(steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        traced = Traced(folder)
+        for report in traced.run(steps, losses=True):
+            ends = [(end.ip, end.port) for end in (report.source, report.destination)]
+            traced.kernel.reports[frozenset(ends)] += 1
+        traced.kernel.check_traced(lossy=True)

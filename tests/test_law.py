@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tcpwatchd"
-STAGES = ["connection", "procnet", "tracker", "tracefs", "event", "sinks", "config", "notify", "signals"]
+STAGES = [
+    "connection",
+    "procnet",
+    "tracker",
+    "tracefs",
+    "baseline",
+    "event",
+    "sinks",
+    "config",
+    "notify",
+    "signals",
+]
 ALLOWED = {
     **{stage: {"connection"} for stage in STAGES},
     "connection": set(),

@@ -2,7 +2,8 @@
 
 It prints what its sockets saw as JSON. Usage:
 
-    traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS] | short COUNT [ADDRESS] | churn RATE SECONDS
+    traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS] | short COUNT [ADDRESS]
+    traffic.py churn RATE SECONDS
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def open_short(count: str, address: str = "127.0.0.1") -> None:
 
 
 def churn(rate: str, seconds: str) -> None:
-    """So many connections a second, reset at once, in bursts of a hundredth of a second; tells both ports of each."""
+    """So many connections a second, reset at once, a hundred bursts a second; tells both ports of each."""
     server = listen("127.0.0.1")
     each, ports = int(rate) // 100, []
     began = time.monotonic()

@@ -26,7 +26,7 @@ def main() -> None:
     if os.geteuid() != 0:
         sys.exit("make bench: needs root to boot a container")
     with Container("bookworm") as container:
-        install(container)
+        install(container.root)
         (container.root / "var/log/journal").mkdir(exist_ok=True)
         container.boot()
         container.run("systemctl", "enable", "--now", "--quiet", "tcpwatchd")

@@ -39,16 +39,32 @@ def find_mirror() -> str:
     return targets.stdout.split()[0]
 
 
-def make_tree(suite: str) -> Path:
+def make_tree(suite: str, packages: str = PACKAGES) -> Path:
     """The root of a minimal Debian, made once and kept; never changed after."""
-    tree = CACHE / f"{suite}-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:12]}"
+    tree = CACHE / f"{suite}-{hashlib.sha256(packages.encode()).hexdigest()[:12]}"
     if not tree.exists():
         CACHE.mkdir(exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=CACHE))
-        run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, partial, find_mirror())
+        run("debootstrap", "--variant=minbase", f"--include={packages}", suite, partial, find_mirror())
         partial.chmod(0o755)
         partial.rename(tree)
     return tree
+
+
+class Layers:
+    """A throw-away copy of a tree, at `root`."""
+
+    def __init__(self, tree: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="tcpwatchd-layers-"))
+        self.root = self.folder / "root"
+        for name in ("upper", "work", "root"):
+            (self.folder / name).mkdir()
+        layers = f"lowerdir={tree},upperdir={self.folder}/upper,workdir={self.folder}/work"
+        run("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
+
+    def remove(self) -> None:
+        run("umount", self.root)
+        shutil.rmtree(self.folder)
 
 
 class Container:
@@ -57,13 +73,9 @@ class Container:
     def __init__(self, suite: str, traced: bool = False) -> None:
         """`traced`: with this machine's tracefs, whose instances are the same for all containers."""
         self._traced = traced
-        self._layers = Path(tempfile.mkdtemp(prefix="tcpwatchd-container-"))
-        self.root = self._layers / "root"
-        for name in ("upper", "work", "root"):
-            (self._layers / name).mkdir()
-        layers = f"lowerdir={make_tree(suite)},upperdir={self._layers}/upper,workdir={self._layers}/work"
-        run("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
-        self._console = (self._layers / "console").open("wb")
+        self._layers = Layers(make_tree(suite))
+        self.root = self._layers.root
+        self._console = (self._layers.folder / "console").open("wb")
         self.leader = 0
 
     def __enter__(self) -> Container:
@@ -111,11 +123,10 @@ class Container:
             self._nspawn.terminate()
             self._nspawn.wait(timeout=30)
         self._console.close()
-        run("umount", self.root)
-        shutil.rmtree(self._layers)
+        self._layers.remove()
 
 
-def install(container: Container) -> None:
+def install(root: Path) -> None:
     """As an administrator does it from the source: `make install`, here into the tree before it boots."""
     path = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    run("make", "-C", PROJECT, "install", f"DESTDIR={container.root}", env=path)
+    run("make", "-C", PROJECT, "install", f"DESTDIR={root}", env=path)

@@ -26,7 +26,7 @@ pytestmark = needs_container
 @pytest.fixture(scope="module")
 def container() -> Iterator[Container]:
     with Container("bookworm") as booted:
-        install(booted)
+        install(booted.root)
         (booted.root / "var/log/journal").mkdir(exist_ok=True)
         booted.boot()
         booted.run("journalctl", "--update-catalog")

@@ -33,7 +33,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def container() -> Iterator[Container]:
     with Container("bookworm", traced=True) as booted:
-        install(booted)
+        install(booted.root)
         booted.boot()
         booted.run("journalctl", "--update-catalog")
         yield booted
@@ -99,7 +99,7 @@ def test_nobody_else_gets_to_the_instance(service: Container) -> None:
 
 
 def test_the_instance_stays_over_a_restart_and_a_crash(service: Container) -> None:
-    instance = INSTANCE.stat().st_ino
+    instance, gaps = INSTANCE.stat().st_ino, len(entries(service, event.TRACE_GAP))
     service.run("systemctl", "kill", "--signal=STOP", "tcpwatchd")
     truth = open_short(service)
     service.run("systemctl", "kill", "--signal=KILL", "tcpwatchd")
@@ -107,15 +107,19 @@ def test_the_instance_stays_over_a_restart_and_a_crash(service: Container) -> No
     service.run("systemctl", "restart", "tcpwatchd")
     wait_for(service, open_short(service))
     assert INSTANCE.stat().st_ino == instance
+    assert len(entries(service, event.TRACE_GAP)) == gaps
 
 
 def test_a_restart_of_the_trace_restarts_the_daemon(service: Container) -> None:
     main = service.show("tcpwatchd", "MainPID")
-    instance = INSTANCE.stat().st_ino
+    instance, gaps = INSTANCE.stat().st_ino, len(entries(service, event.TRACE_GAP))
     service.run("systemctl", "restart", "tcpwatchd-trace")
     wait_until(lambda: service.show("tcpwatchd", "MainPID") not in ("0", main), 20, "a new process")
     wait_until(lambda: service.show("tcpwatchd", "ActiveState") == "active", 20, "ready")
     assert INSTANCE.stat().st_ino != instance
+    wait_until(lambda: len(entries(service, event.TRACE_GAP)) == gaps + 1, 10, "the gap is told")
+    gap = entries(service, event.TRACE_GAP)[-1]
+    assert gap["EVENT_START"] < gap["EVENT_END"]
     wait_for(service, open_short(service))
 
 

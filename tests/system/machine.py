@@ -1,0 +1,71 @@
+"""A virtual machine with Debian's own kernel, emulated by qemu, that runs one script and powers off."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.namespace import run
+from tests.system.container import PACKAGES, PROJECT, Layers, install, make_tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KERNEL = "linux-image-cloud-amd64,initramfs-tools,udev,kmod,util-linux"
+TIMEOUT = 300
+UNIT = """[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+StandardOutput=journal+console
+StandardError=journal+console
+Environment=PYTHONPATH=/src
+ExecStart=/usr/bin/python3 /src/tests/system/inside.py {scenario}
+ExecStopPost=/bin/sh -c 'journalctl -o short-monotonic > /journal.txt; sync; systemctl poweroff --force'
+[Install]
+WantedBy=multi-user.target
+"""
+
+needs_machine = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("qemu-system-x86_64") or not shutil.which("debootstrap"),
+    reason="needs root, qemu-system-x86_64 and debootstrap",
+)
+
+
+def run_inside(suite: str, scenario: str, parameters: str, folder: Path) -> Any:
+    """Boot, run a scenario of inside.py, and return what it wrote."""
+    image = folder / f"{scenario}.ext4"
+    layers = Layers(make_tree(suite, f"{PACKAGES},{KERNEL}"))
+    try:
+        install(layers.root)
+        shutil.copytree(PROJECT / "tests", layers.root / "src/tests")
+        (layers.root / "etc/systemd/system/scenario.service").write_text(UNIT.format(scenario=scenario))
+        run("systemctl", "--root", layers.root, "enable", "--quiet", "scenario.service")
+        run("mkfs.ext4", "-q", "-d", layers.root, image, "2G")
+        console = boot(layers.root, image, parameters)
+    finally:
+        layers.remove()
+    results = run("debugfs", "-R", "cat /results.json", image).stdout
+    journal = run("debugfs", "-R", "cat /journal.txt", image).stdout
+    image.unlink()
+    assert results, f"nothing written; the console:\n{console[-5000:]}\nthe journal:\n{journal[-5000:]}"
+    return json.loads(results)
+
+
+def boot(root: Path, image: Path, parameters: str) -> str:
+    """Until it powers off; what its console showed."""
+    (kernel,), (initrd,) = (list((root / "boot").glob(f"{name}-*")) for name in ("vmlinuz", "initrd.img"))
+    machine = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "1024"]
+    devices = ["-nographic", "-no-reboot", "-nic", "none", "-drive", f"file={image},if=virtio,format=raw"]
+    command_line = f"root=/dev/vda rw console=ttyS0 quiet {parameters}"
+    system = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", command_line]
+    result = subprocess.run(
+        machine + devices + system,
+        stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=TIMEOUT,
+    )  # fmt: skip
+    return result.stdout.decode(errors="replace") + result.stderr.decode(errors="replace")
