@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import TcpState
+from tcpwatchd.connection import End, TcpState, Transition
 from tcpwatchd.procnet import Tables
 from tcpwatchd.tracker import Tracker
+from tests.kernel import pack
 from tests.table import endpoint4, endpoint6, row, write_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from tcpwatchd.connection import End, Snapshot
+    from tcpwatchd.connection import Connection, Snapshot
+
+MS = 1_000_000
+LATE = 2**62
 
 
 def split(endpoint: str) -> tuple[str, int]:
@@ -37,8 +41,24 @@ class Polls:
         self._tracker = Tracker()
         self.see()
 
-    def see(self, *rows: str) -> list[str]:
-        """What is reported at a poll that reads these rows: "SOURCE -> DESTINATION direction"."""
+    def hear(self, *records: str, now: int | None = None, lossy: bool = False) -> list[str]:
+        """What is reported after these records, each "MILLISECONDS SOCKET OLD NEW LOCAL REMOTE".
+
+        `now`, in milliseconds, is when the drain ends; by default so late that nothing is held any more.
+        """
+        transitions = []
+        for text in records:
+            when, sock, old, new, *ends = text.split()
+            end = End(*(pack(split(endpoint)) for endpoint in ends))
+            transitions.append(Transition(int(when) * MS, int(sock), TcpState[old], TcpState[new], end, 1))
+        self._tracker.hear(transitions, lossy, self._tables.holds)
+        return [describe(new) for new in self._tracker.release(LATE if now is None else now * MS)]
+
+    def see(self, *rows: str, at: int | None = None) -> list[str]:
+        """What is reported at a poll that reads these rows: "SOURCE -> DESTINATION direction".
+
+        `at` is when it begins, in milliseconds; it takes one.
+        """
         tables: dict[bool, list[str]] = {False: [], True: []}
         for text in rows:
             local, remote, state, inode = text.split()
@@ -48,5 +68,11 @@ class Polls:
             number = len(tables[ipv6])
             tables[ipv6].append(row(number, here, there, TcpState[state], int(inode)))
         write_tables(self._root, tables[False], tables[True])
-        found = self._tracker.find_new(take(self._tables, self._tracker.heard))
-        return [f"{new.source} -> {new.destination} {new.direction}" for new in found]
+        snapshot = take(self._tables, self._tracker.heard)
+        if at is not None:
+            snapshot = snapshot._replace(started=at * MS, ended=(at + 1) * MS)
+        return [describe(new) for new in self._tracker.find_new(snapshot)]
+
+
+def describe(connection: Connection) -> str:
+    return f"{connection.source} -> {connection.destination} {connection.direction}"

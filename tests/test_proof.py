@@ -214,3 +214,20 @@ def test_the_own_instance_is_removed_at_the_end(output: IO[bytes]) -> None:
             assert os.path.isdir(instance)
             daemon.end(number)
             assert not os.path.exists(instance)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="needs /dev/net/tun")
+def test_directions_with_a_remote_that_is_no_socket_here(output: IO[bytes]) -> None:
+    with Namespace() as host:
+        daemon = start(host, output, "--trace", "require")
+        traffic = Traffic(host.pid, "200", script="remote.py")
+        truth = dict(zip(("egress", "ingress"), traffic.truth()))
+        traffic.end()
+        time.sleep(0.5)
+        daemon.end(signal.SIGTERM)
+    found = [fields for fields in reported(output, {80, 9000}) if "10.80.0.2" in ends(fields)]
+    for direction, expected in truth.items():
+        ours = Counter(ends(fields) for fields in found if fields["NETWORK_DIRECTION"] == direction)
+        assert ours == Counter(map(tuple, expected))
+    assert len(found) == 400
+    assert {fields["TCPWATCHD_DETECTED_BY"] for fields in found} == {"trace"}

@@ -8,7 +8,7 @@ import pytest
 
 from tcpwatchd.connection import End, Endpoint, Row, TcpState
 from tcpwatchd.procnet import Tables
-from tcpwatchd.tracker import Tracker, can_be
+from tcpwatchd.tracker import MOST_OWED, Owed, Tracker, can_be
 from tests.polls import Polls, take
 from tests.table import write_tables
 
@@ -275,3 +275,128 @@ def test_a_pair_reused_twice_with_a_gap(polls: Polls) -> None:
     assert polls.see(f"{server} ESTABLISHED 0", f"{client} ESTABLISHED 18") == [LOOPBACK]
     assert polls.see() == []
     assert polls.see(f"{server} ESTABLISHED 0", f"{client} ESTABLISHED 28") == [LOOPBACK]
+
+
+C, S = "10.0.0.1:5000", "10.0.0.2:80"
+PAIRED = [f"{C} -> {S} internal"]
+
+
+def opens(when: int, sock: int, end: str = f"{C} {S}") -> list[str]:
+    """The records of an end that is opened here."""
+    remote = end.split()[1]
+    return [
+        f"{when} {sock} CLOSE SYN_SENT {end.split(maxsplit=1)[0].rpartition(':')[0]}:0 {remote}",
+        f"{when + 1} {sock} SYN_SENT ESTABLISHED {end}",
+    ]
+
+
+def accepts(when: int, sock: int, end: str = f"{S} {C}") -> str:
+    return f"{when} {sock} SYN_RECV ESTABLISHED {end}"
+
+
+def test_traced_egress_and_ingress(polls: Polls) -> None:
+    assert polls.hear(*opens(1, 7, "10.0.0.5:5000 192.0.2.1:443")) == [
+        "10.0.0.5:5000 -> 192.0.2.1:443 egress"
+    ]
+    assert polls.hear(accepts(9, 8, f"{SERVER} {CLIENT}")) == [INGRESS]
+
+
+def test_both_ends_are_one_connection(polls: Polls) -> None:
+    assert polls.hear(*opens(1, 7), accepts(3, 8)) == PAIRED
+    assert polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} ESTABLISHED 0", at=20) == []
+    assert polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} ESTABLISHED 6", at=30) == []
+
+
+def test_the_ends_come_in_two_drains(polls: Polls) -> None:
+    assert polls.hear(*opens(1, 7), now=40) == []
+    assert polls.hear(accepts(41, 8), now=42) == PAIRED
+
+
+def test_an_end_is_held_for_50_ms_only(polls: Polls) -> None:
+    later = "10.0.0.9:1 192.0.2.1:443"
+    assert polls.hear(*opens(1, 7), *opens(2, 9, later), now=51) == []
+    assert polls.hear(now=52) == [f"{C} -> {S} egress"]
+    assert polls.hear(accepts(60, 8), now=60) == ["10.0.0.9:1 -> 192.0.2.1:443 egress"]
+
+
+def test_two_namespaces_with_one_4_tuple(polls: Polls) -> None:
+    records = [*opens(1, 7), *opens(3, 17), accepts(5, 8), accepts(6, 18)]
+    assert len(polls.hear(*records)) == 2
+    assert polls.hear(*opens(11, 27), accepts(13, 28)) == PAIRED
+
+
+def test_the_poll_knows_the_server_end_then_reuse_begins_at_the_client(polls: Polls) -> None:
+    assert polls.see(f"{S} {C} CLOSE_WAIT 6", at=1) == [f"{S} -> {C} egress"]
+    assert polls.hear(*opens(10, 7), accepts(12, 8)) == PAIRED
+    assert polls.see(f"{S} {C} ESTABLISHED 9", f"{C} {S} ESTABLISHED 5", at=20) == []
+
+
+def test_the_second_end_of_a_connection_that_the_poll_reported(polls: Polls) -> None:
+    polls.see(LISTENER, at=1)
+    assert len(polls.see(f"{C} {S} ESTABLISHED 5", at=2)) == 1
+    assert polls.hear(accepts(3, 8)) == []
+
+
+def test_a_self_connect_under_the_trace(polls: Polls) -> None:
+    end = "127.0.0.1:5000 127.0.0.1:5000"
+    records = [
+        "1 7 CLOSE SYN_SENT 127.0.0.1:5000 127.0.0.1:5000",
+        f"2 7 SYN_RECV ESTABLISHED {end}",
+    ]
+    assert polls.hear(*records) == ["127.0.0.1:5000 -> 127.0.0.1:5000 internal"]
+    assert polls.see(f"{end} ESTABLISHED 5", at=9) == []
+
+
+def test_a_simultaneous_open_is_one_connection(polls: Polls) -> None:
+    records = [
+        f"1 7 CLOSE SYN_SENT 10.0.0.1:0 {S}",
+        f"1 8 CLOSE SYN_SENT 10.0.0.2:0 {C}",
+        f"2 7 SYN_RECV ESTABLISHED {C} {S}",
+        f"3 8 SYN_RECV ESTABLISHED {S} {C}",
+    ]
+    assert polls.hear(*records) == PAIRED
+
+
+def test_a_socket_reused_after_a_lost_close_did_not_open(polls: Polls) -> None:
+    assert polls.hear(f"1 7 CLOSE SYN_SENT 10.0.0.2:0 {C}") == []
+    assert polls.hear(accepts(9, 7), lossy=True) == [f"{C} -> {S} ingress"]
+
+
+def test_a_row_read_before_the_reuse_that_the_trace_told(polls: Polls) -> None:
+    """The connection is opened anew while the table is read; the row shown is of the one before."""
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.hear(*opens(1, 7, end))) == 1
+    assert polls.see(f"{end} ESTABLISHED 5", at=10) == []
+    assert len(polls.hear(*opens(21, 8, end))) == 1
+    assert polls.see(f"{end} TIME_WAIT 0", at=20) == []
+    assert polls.see(f"{end} ESTABLISHED 6", at=30) == []
+
+
+def test_a_row_skipped_right_after_the_trace_told_it(polls: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.hear(*opens(1, 7, end))) == 1
+    assert polls.see(at=10) == []
+    assert polls.see(f"{end} ESTABLISHED 6", at=20) == []
+    assert len(polls.see(f"{end} ESTABLISHED 8", at=30)) == 1
+
+
+def test_a_lost_record_is_found_by_the_poll(polls: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert polls.hear(lossy=True) == []
+    assert polls.see(f"{end} ESTABLISHED 6", at=10) == ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
+
+
+def test_reports_leave_in_the_order_of_time(polls: Polls) -> None:
+    records = [*opens(1, 7), accepts(3, 9, f"{SERVER} {CLIENT}"), accepts(4, 8)]
+    assert polls.hear(*records) == [*PAIRED, INGRESS]
+
+
+def test_what_is_owed_is_bounded() -> None:
+    owed = Owed()
+    for number in range(MOST_OWED + 10):
+        end = End(Endpoint(number.to_bytes(6, "big")), Endpoint(b"\2\2\2\2\0\2"))
+        owed.add(end, number)
+    owed.forget(before=5)
+    assert not owed.settle(End(Endpoint((9).to_bytes(6, "big")), end.remote))
+    assert owed.settle(end)
+    assert not owed.settle(end)
