@@ -103,6 +103,10 @@ def set_up(name: str, buffer_kb: int) -> str:
     try:
         with contextlib.suppress(FileExistsError):  # left by a crash, or the service's
             os.mkdir(path)
+        held = lock(path)
+    except OSError as error:
+        raise TraceError(explain(error)) from error
+    try:
         cpus = len(list_cpus(path))
         kilobytes = max(4, min(buffer_kb, TOTAL_KB // cpus))
         if abs(int(read_file(path, "buffer_size_kb").split()[0]) - kilobytes) > 4:
@@ -112,7 +116,20 @@ def set_up(name: str, buffer_kb: int) -> str:
                 write_file(path, file, value)
     except OSError as error:
         raise TraceError(explain(error)) from error
+    finally:
+        os.close(held)
     return path
+
+
+def lock(path: str) -> int:
+    """A descriptor that keeps others out while it is open. Raises OSError, and TraceError when one is in."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise TraceError(f"{path} is read by another process") from error
+    return descriptor
 
 
 def open_to_all(path: str) -> None:
@@ -181,19 +198,18 @@ class Trace:
         self._cpus: list[_Cpu] = []
         self._early: list[Transition] = []
         try:
-            self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._lock = lock(path)
             self.instance = os.fstat(self._lock).st_ino
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             check(path)
             self._layout = read_layout(path)
             for cpu in list_cpus(path):
                 self._cpus.append(_Cpu(os.path.join(path, "per_cpu", cpu)))
-        except BlockingIOError as error:
+        except TraceError:
             self.close()
-            raise TraceError(f"{path} is read by another process") from error
-        except (OSError, TraceError) as error:
+            raise
+        except OSError as error:
             self.close()
-            raise error if isinstance(error, TraceError) else TraceError(explain(error)) from error
+            raise TraceError(explain(error)) from error
 
     @property
     def descriptors(self) -> list[int]:
@@ -203,14 +219,17 @@ class Trace:
     def drain(self) -> Drained:
         """Take out what is there. Records newer than the start of the drain are kept for the next one.
 
-        A pair of transitions on two CPUs could come out of order otherwise.
+        A pair of transitions on two CPUs could come out of order otherwise. Raises TraceError.
         """
         began = time.monotonic_ns()
         transitions, lost = self._early, 0
         for cpu in self._cpus:
             for page in cpu.read_pages(self._layout.size):
-                transitions += decode_page(page, self._layout)
                 lost += cpu.count_lost(page, self._layout)
+                try:
+                    transitions += decode_page(page, self._layout)
+                except (KeyError, struct.error) as error:
+                    raise TraceError(f"{self.path}: a page that cannot be decoded: {error!r}") from error
         transitions.sort(key=lambda transition: transition.time)
         self._early = [transition for transition in transitions if transition.time > began]
         return Drained(transitions[: len(transitions) - len(self._early)], lost)
@@ -302,7 +321,7 @@ def make_unpack(fields: dict[str, tuple[int, int]]) -> Callable[[bytes, int], tu
 
 
 def decode_page(page: bytes, layout: Layout) -> list[Transition]:
-    """The transitions of one page, in its order. Raises TraceError for what no kernel writes."""
+    """The transitions of a page, in its order. Raises KeyError and struct.error for what no kernel writes."""
     now, commit = layout.header.unpack_from(page)
     at, end = layout.data, layout.data + (commit & LENGTH)
     found = []

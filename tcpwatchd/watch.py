@@ -60,6 +60,8 @@ class Watch:
         self.hung_up = False
         """Whether it was SIGHUP, in the foreground, that ended the watch."""
         self._failing = 0
+        self._lost = 0
+        """Records lost that were not told yet."""
         self._drain_after = 0.0
         names = (
             "reported",
@@ -125,12 +127,14 @@ class Watch:
         transitions, lost = self._trace.drain()
         self._drain_after = time.monotonic() + PAUSE
         self._tracker.hear(transitions, lost > 0, self._tables.holds)
-        if lost:
-            self._totals["records_lost"] += lost
-            self._sink.send([event.records_lost(lost, now())])
+        self._lost += lost
         return self._tracker.release(time.monotonic_ns())
 
     def _report(self, connections: Sequence[Connection]) -> None:
+        if self._lost:
+            self._sink.send([event.records_lost(self._lost, now())])
+            self._totals["records_lost"] += self._lost
+            self._lost = 0
         offset = time.time_ns() - time.monotonic_ns()
         for start in range(0, len(connections), BATCH):
             if self._asked_to_stop():

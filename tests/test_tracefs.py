@@ -134,8 +134,9 @@ def test_a_half_made_instance_is_refused_and_repaired(path: str, file: str, valu
 
 def test_two_readers_do_not_steal_from_each_other(path: str, server: socket.socket) -> None:
     trace = Trace(path)
-    with pytest.raises(TraceError, match="another process"):
-        Trace(path)
+    for intrude in (lambda: Trace(path), lambda: set_up(NAME, 64)):
+        with pytest.raises(TraceError, match="another process"):
+            intrude()
     other = Trace(set_up(f"{NAME}-2", 64))
     open_one(server)
     assert len(ours(trace.drain().transitions, server)) == len(ours(other.drain().transitions, server)) > 0
