@@ -67,7 +67,7 @@ def connection_opened(connection: Connection, opened: int) -> Event:
 
 
 def watch_started(version: str, interval: float, now: int) -> Event:
-    message = f"tcpwatchd {version} watches the tables of TCP sockets, every {interval:g} s"
+    message = f"Started: version {version} watches the tables of TCP sockets every {interval:g} s"
     fields = {"TCPWATCHD_VERSION": version, "TCPWATCHD_INTERVAL": f"{interval:g}"}
     return _own(now, WATCH_STARTED, INFO, message, **fields)
 

@@ -59,9 +59,9 @@ def open_one(server: socket.socket) -> int:
 def ours(transitions: list[Transition], server: socket.socket) -> list[Transition]:
     """Those of the server's connections; a record of →CLOSE tells its socket alone."""
     port = server.getsockname()[1]
-    return [
-        t for t in transitions if port in (t.end.local.port, t.end.remote.port) and t.new != TcpState.LISTEN
-    ]
+    found = [t for t in transitions if port in (t.end.local.port, t.end.remote.port)]
+    sockets = {t.skaddr for t in found if t.new != TcpState.LISTEN}
+    return [t for t in transitions if t.skaddr in sockets and t.new != TcpState.LISTEN]
 
 
 def count_written(path: str) -> int:
