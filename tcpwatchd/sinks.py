@@ -43,9 +43,12 @@ class JournalSink:
 
 
 class TextSink:
-    """A line for each connection on stdout; what else is said goes to stderr."""
+    """A line for each connection on stdout; what else is said goes to stderr. OSError without stdout."""
 
     fileno: int | None = STDOUT
+
+    def __init__(self) -> None:
+        os.fstat(STDOUT)
 
     def send(self, events: Sequence[Event]) -> None:
         lines: dict[int, list[str]] = {STDOUT: [], STDERR: []}
@@ -59,13 +62,14 @@ class TextSink:
 
 
 class JsonSink:
-    """One JSON object a line on stdout, for events of every kind; values are strings."""
+    """One JSON object a line on stdout, for events of every kind. OSError without stdout."""
 
     fileno: int | None = STDOUT
 
     def __init__(self) -> None:
         from json import dumps
 
+        os.fstat(STDOUT)
         self._dumps = dumps
 
     def send(self, events: Sequence[Event]) -> None:

@@ -234,6 +234,11 @@ class Trace:
         self._early = [transition for transition in transitions if transition.time > began]
         return Drained(transitions[: len(transitions) - len(self._early)], lost)
 
+    def take_rest(self) -> list[Transition]:
+        """What the last drain kept for the next one, when there will be none."""
+        rest, self._early = self._early, []
+        return rest
+
     def close(self) -> None:
         for cpu in self._cpus:
             os.close(cpu.descriptor)

@@ -30,6 +30,7 @@ PAUSE = 0.02
 """Seconds between two drains: under load they are few and large."""
 READER_GONE = select.POLLERR | select.POLLHUP
 NANOSECONDS = 1_000_000_000
+FOREVER = 2**63
 
 
 class Watch:
@@ -89,6 +90,7 @@ class Watch:
             self._keep()
             self._notifier.status(self._status())
         self._notifier.stopping()
+        self._finish()
         self._keep()
         self._sink.send([event.watch_stopped(self._totals, now())])
 
@@ -135,16 +137,24 @@ class Watch:
             self._sink.send([event.records_lost(self._lost, now())])
             self._totals["records_lost"] += self._lost
             self._lost = 0
-        offset = time.time_ns() - time.monotonic_ns()
         for start in range(0, len(connections), BATCH):
             if self._asked_to_stop():
                 self._totals["unwritten"] += len(connections) - start
                 return
-            batch = connections[start : start + BATCH]
-            self._sink.send([event.connection_opened(new, (new.time + offset) // 1000) for new in batch])
-            self._totals["reported"] += len(batch)
-            self._totals["traced"] += sum(new.detected_by == "trace" for new in batch)
+            self._send(connections[start : start + BATCH])
             self._notifier.alive()
+
+    def _send(self, connections: Sequence[Connection]) -> None:
+        offset = time.time_ns() - time.monotonic_ns()
+        self._sink.send([event.connection_opened(new, (new.time + offset) // 1000) for new in connections])
+        self._totals["reported"] += len(connections)
+        self._totals["traced"] += sum(new.detected_by == "trace" for new in connections)
+
+    def _finish(self) -> None:
+        """Report what was taken out of the kernel and waited for more; what it holds is the next one's."""
+        if self._trace:
+            self._tracker.hear(self._trace.take_rest(), False, self._tables.holds)
+            self._send(self._tracker.release(FOREVER))
 
     def _tell_source(self) -> None:
         if self._trace:

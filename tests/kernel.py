@@ -139,7 +139,7 @@ class Kernel:
             self._listen(KINDS[which % len(KINDS)], what)
         elif name == "open":
             self._open(KINDS[which % len(KINDS)], what)
-        elif self._links and name != "poll":
+        elif self._links and name in STEPS and name != "poll":
             link = self._links[-1 - which % min(4, len(self._links))]
             sockets = [link.sockets[what % 2]] if name != "reset" else list(link.sockets)
             for socket in sockets:

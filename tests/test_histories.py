@@ -59,8 +59,19 @@ class Traced:
     """A tracker with both sources; the time of a snapshot is that of the walk over the model's tables."""
 
     def __init__(self, folder: str) -> None:
-        self.kernel, self._tables, self._tracker = Kernel(Path(folder)), Tables(folder), Tracker()
+        self._folder, self.kernel = folder, Kernel(Path(folder))
+        self._start()
+
+    def _start(self) -> None:
+        self._tables, self._tracker = Tables(self._folder), Tracker()
         self._lossy = False
+
+    def restart(self) -> list[Connection]:
+        """A daemon stops and another one starts, with records waiting; what it finds open it tells again."""
+        for report in self._tracker.release(2**63):
+            self.kernel.hear_traced(report)
+        self._start()
+        return [new for new in self.poll(iter(()), 0) if new.detected_by != "startup"]
 
     def drain(self) -> None:
         self._tracker.hear(self.kernel.drain(), self._lossy, self._tables.holds)
@@ -87,6 +98,8 @@ class Traced:
             if step[0] == "poll":
                 meanwhile = (following for _, following in zip(range(step[1]), rest))
                 polled += self.poll(meanwhile, step[2])
+            elif step[0] == "restart":
+                polled += self.restart()
             elif step[0] == "drain":
                 self.lose() if losses and step[1] == 0 else self.drain()
             else:
@@ -98,6 +111,14 @@ class Traced:
 
 @given(histories("drain"))
 def test_the_trace_misses_nothing(steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        traced = Traced(folder)
+        assert traced.run(steps, losses=False) == []
+        traced.kernel.check_traced(lossy=False)
+
+
+@given(histories("drain", "restart"))
+def test_restarts_miss_nothing(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         traced = Traced(folder)
         assert traced.run(steps, losses=False) == []

@@ -178,10 +178,10 @@ def test_an_unwritable_output_is_a_fault(proc: Path, output: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_closed_stdout_is_a_fault(proc: Path) -> None:
-    show(proc, 5001)
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_closed_stdout_is_a_fault(proc: Path, output: str) -> None:
     closed = [*with_proc(proc), "sh", "-c", 'exec "$@" >&-', "sh"]
-    result = run_program("--output", "json", prefix=closed)
+    result = run_program("--output", output, prefix=closed)
     assert result.returncode == 1
     assert result.stderr == "tcpwatchd: Bad file descriptor\n"
 
