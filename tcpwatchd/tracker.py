@@ -211,10 +211,6 @@ class Owed:
     def __contains__(self, end: object) -> bool:
         return end in self._ends
 
-    def when(self, end: End) -> int:
-        """When it was last opened; 0 when nothing is owed."""
-        return self._ends.get(end, (0, 0))[1]
-
     def forget(self, before: int) -> None:
         """Drop what is older, and the oldest beyond what is bounded. The order is that of time."""
         for end, (_, when) in list(self._ends.items()):
@@ -260,7 +256,7 @@ class _Comparison:
 
     def _is_new(self, row: Row) -> bool:
         end, flipped = row.end, row.end.flipped
-        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0), self._owed.when(flipped))
+        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0))
         if heard >= self._snapshot.started and self._may_precede(row, heard):
             self._heard[end] = heard
             return False

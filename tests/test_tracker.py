@@ -391,6 +391,26 @@ def test_reports_leave_in_the_order_of_time(polls: Polls) -> None:
     assert polls.hear(*records) == [*PAIRED, INGRESS]
 
 
+def test_reuse_told_for_one_end_only(polls: Polls) -> None:
+    """The record of the accepting end is lost; its row belongs to the reported connection."""
+    assert len(polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} ESTABLISHED 6", at=1)) == 1
+    assert len(polls.hear(*opens(10, 7))) == 1
+    assert polls.see(f"{C} {S} ESTABLISHED 15", f"{S} {C} ESTABLISHED 16", at=20) == []
+
+
+def test_the_accepting_end_of_a_reuse_that_the_poll_found(polls: Polls) -> None:
+    assert len(polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} CLOSE_WAIT 6", at=1)) == 1
+    assert len(polls.see(f"{C} {S} ESTABLISHED 15", f"{S} {C} LAST_ACK 6", at=10)) == 1
+    assert polls.hear(accepts(20, 8), lossy=True) == []
+
+
+def test_an_accepting_end_that_comes_long_after_its_opening(polls: Polls) -> None:
+    """The opening end is in another namespace: its row is never seen."""
+    assert len(polls.hear(*opens(1, 7))) == 1
+    assert [polls.see(at=at) for at in (10_000, 20_000, 30_000)] == [[], [], []]
+    assert polls.see(f"{S} {C} ESTABLISHED 6", at=40_000) == []
+
+
 def test_what_is_owed_is_bounded() -> None:
     owed = Owed()
     for number in range(MOST_OWED + 10):

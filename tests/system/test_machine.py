@@ -18,7 +18,9 @@ def test_a_cpu_that_comes_later(tmp_path: Path) -> None:
     results = run_inside("bookworm", "late_cpu", "maxcpus=1", tmp_path)
     assert results["online at first"] == "0"
     assert results["on cpu 0"] == ALL
-    assert results["idle"] < 1, "seconds of CPU in three with a CPU offline"
+    assert results["idle share"] < 0.5, (
+        "an offline CPU's descriptor answers at once, and must not make it spin"
+    )
     assert results["on cpu 1"] == ALL
     assert results["capabilities"] == ["0" * 16]
     assert results["status"].startswith("Trace, and polling")
