@@ -190,8 +190,10 @@ class Kernel:
         end = End(pack(local), pack(socket.remote))
         self.records.append(Transition(self.clock, id(socket), old, new, end, 1))
 
-    def drain(self) -> list[Transition]:
-        taken, self.records = self.records, []
+    def drain(self, left: int = 0) -> list[Transition]:
+        """Take out records; the newest `left` came too late for this drain."""
+        cut = max(0, len(self.records) - left)
+        taken, self.records = self.records[:cut], self.records[cut:]
         return taken
 
     def _peer(self, socket: Socket) -> Socket:
