@@ -16,6 +16,9 @@ run:  ## watch in the foreground; ARGS="--output json" passes flags
 test: $(VENV)/ready  ## set up and run all tests
 	$(VENV)/bin/python -m pytest $(ARGS)
 
+soak: $(VENV)/ready  ## run the long forms of the property tests
+	HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/test_histories.py tests/test_tracefs_pages.py
+
 lint: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -38,4 +41,4 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/tcpwatchd.service systemd/tcpwatchd-trace.service
 	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
 
-.PHONY: help run test lint bench install
+.PHONY: help run test soak lint bench install

@@ -33,13 +33,13 @@ SERVICE_TRACE = "/run/tcpwatchd-trace"
 def main() -> int:
     """Returns 0 when stopped as asked, 1 after a fault; wrong usage raises SystemExit with status 2."""
     settings = parse_arguments(sys.argv[1:])
-    signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     sink = None
     try:
         if settings.trace_setup:
             open_to_all(set_up(settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer))
             return 0
         sink = SINKS[choose_output(settings.output, os.environ)]()
+        signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         with contextlib.ExitStack() as stack:
             hung_up = run(settings, sink, signals, stack)
     except BrokenPipeError:

@@ -85,6 +85,7 @@ class Watch:
         self._keep()
         self._warn(malformed)
         self._report(connections)
+        self._notifier.status(self._status())
         while self._wait(deadline := next_deadline(deadline, time.monotonic(), self._interval)):
             self._tick()
             self._keep()

@@ -47,8 +47,15 @@ def table6(rows: Iterable[str]) -> str:
 
 def write_tables(root: Path, rows4: Sequence[str], rows6: Sequence[str] | None) -> None:
     """Write both files; None for the rows of IPv6 means a kernel without it."""
-    (root / "tcp").write_text(table4(rows4))
+    replace(root / "tcp", table4(rows4))
     if rows6 is None:
         (root / "tcp6").unlink(missing_ok=True)
     else:
-        (root / "tcp6").write_text(table6(rows6))
+        replace(root / "tcp6", table6(rows6))
+
+
+def replace(path: Path, text: str) -> None:
+    """In one step: a daemon may be reading."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)

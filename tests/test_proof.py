@@ -147,7 +147,7 @@ def test_churn(output: IO[bytes]) -> None:
         truths = [traffic.truth() for traffic in traffics]
         for traffic in traffics:
             traffic.end()
-        time.sleep(10)
+        settle(output)
         assert daemon.end(signal.SIGTERM)[0] == 0
     truth = Counter((client, server) for server, clients, _ in truths for client in clients)
     servers = {server for server, _, _ in truths}
@@ -156,6 +156,15 @@ def test_churn(output: IO[bytes]) -> None:
     assert sum(truth.values()) == 200_000
     assert not found - truth
     assert int(read(output)[-1]["TCPWATCHD_RECORDS_LOST"]) >= 2 * missing
+
+
+def settle(output: IO[bytes]) -> None:
+    """Wait until nothing more is written for three seconds."""
+    size, since = -1, time.monotonic()
+    while time.monotonic() < since + 3:
+        time.sleep(0.1)
+        if os.fstat(output.fileno()).st_size != size:
+            size, since = os.fstat(output.fileno()).st_size, time.monotonic()
 
 
 def test_losses_are_told_and_polls_find_what_stays(output: IO[bytes]) -> None:
