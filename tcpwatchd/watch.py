@@ -61,6 +61,7 @@ class Watch:
         self.hung_up = False
         """Whether it was SIGHUP, in the foreground, that ended the watch."""
         self._failing = 0
+        self._complained = False
         self._lost = 0
         """Records lost that were not told yet."""
         self._drain_after = 0.0
@@ -169,14 +170,23 @@ class Watch:
         try:
             last = self._baseline.find()
         except (OSError, ValueError) as error:
-            self._sink.send([event.baseline_unusable(describe(error), now())])
+            self._complain(error)
             return
         if last and last.instance != instance:
             self._sink.send([event.trace_gap(last.until, now())])
 
     def _keep(self) -> None:
-        if self._trace:
-            self._baseline.write(Drained(self._trace.instance, now()))
+        try:
+            if self._trace:
+                self._baseline.write(Drained(self._trace.instance, now()))
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        """Of the baseline, once: without it all goes on as at a first start."""
+        if not self._complained:
+            self._complained = True
+            self._sink.send([event.baseline_unusable(describe(error), now())])
 
     def _fail(self, error: Exception) -> None:
         """Reported once, until a poll succeeds."""

@@ -218,6 +218,17 @@ def test_without_privilege(output: IO[bytes], trace: str, tmp_path: Path) -> Non
     assert count(output, event.TRACE_UNAVAILABLE) == 1
 
 
+def test_a_baseline_that_cannot_be_kept_is_told_once(output: IO[bytes], tmp_path: Path) -> None:
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path / "none")}
+    with Namespace() as host:
+        daemon = Daemon("--output", "json", "--interval", "0.1", "--trace", "require",
+                        prefix=host.prefix, stdout=output, env=environment)  # fmt: skip
+        wait_until(lambda: count(output, event.BASELINE_UNUSABLE) == 1, 10, "told")
+        time.sleep(0.5)
+        assert daemon.end(signal.SIGTERM)[0] == 0
+    assert count(output, event.BASELINE_UNUSABLE) == 1
+
+
 def test_the_own_instance_is_removed_at_the_end(output: IO[bytes]) -> None:
     with Namespace() as host:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
