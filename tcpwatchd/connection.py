@@ -39,6 +39,11 @@ class Endpoint(bytes):
 
     __slots__ = ()
 
+    @classmethod
+    def unmap(cls, packed: bytes) -> Endpoint:
+        """From an address and a port in these forms; an IPv4-mapped address becomes IPv4."""
+        return cls(packed[len(MAPPED) :] if packed.startswith(MAPPED) else packed)
+
     @property
     def address(self) -> bytes:
         return self[:-2]
@@ -65,6 +70,8 @@ class Endpoint(bytes):
 
 
 IPV4_LENGTH = 6
+MAPPED = bytes(10) + b"\xff\xff"
+"""What an IPv4-mapped IPv6 address begins with."""
 IPV4_ANY = bytes(4)
 IPV6_ANY = bytes(16)
 IPV6_LOOPBACK = bytes(15) + b"\1"

@@ -16,7 +16,7 @@ from binascii import hexlify, unhexlify
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.connection import HALF_OPEN, End, Endpoint, Row, Snapshot, TcpState
+from tcpwatchd.connection import HALF_OPEN, MAPPED, End, Endpoint, Row, Snapshot, TcpState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -36,7 +36,6 @@ OWNER = 30
 """Width of what is kept after them: uid, timeout and inode at ten digits each of uid and inode."""
 STATES = {b"%02X" % state: state for state in TcpState}
 SKIPPED = frozenset(b"%02X" % state for state in HALF_OPEN)
-MAPPED = bytes(10) + b"\xff\xff"
 
 
 class TableError(Exception):
@@ -101,7 +100,7 @@ class Format:
 
     def _parse_endpoint(self, address: bytes, port: bytes) -> Endpoint:
         packed = self._stored.pack(*self._printed.unpack(unhexlify(address))) + unhexlify(port)
-        return Endpoint(packed[len(MAPPED) :] if packed.startswith(MAPPED) else packed)
+        return Endpoint.unmap(packed)
 
     def format_keys(self, ends: Iterable[End]) -> set[bytes]:
         """What slices of these ends begin with; an IPv6 end has none in the table of IPv4."""

@@ -57,7 +57,6 @@ WORD = struct.Struct("=I")
 LITTLE = sys.byteorder == "little"
 MISSED, COUNTED, LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
 """Parts of a commit word; its upper half may be the sign of the lower one."""
-MAPPED = bytes(10) + b"\xff\xff"
 NOTHING_NOW = {errno.EAGAIN, errno.ENODEV}
 
 
@@ -351,12 +350,9 @@ def decode_record(page: bytes, start: int, when: int, layout: Layout) -> Transit
     pid, skaddr, old, new, sport, dport, source, destination = layout.unpack(page, start)
     if new == TcpState.CLOSE:
         return Transition(when, skaddr, STATES[old], STATES[new], NOWHERE, pid)
-    end = End(make_endpoint(source, sport), make_endpoint(destination, dport))
-    return Transition(when, skaddr, STATES[old], STATES[new], end, pid)
-
-
-def make_endpoint(address: bytes, port: int) -> Endpoint:
-    return Endpoint((address[12:] if address[:12] == MAPPED else address) + port.to_bytes(2, "big"))
+    local = Endpoint.unmap(source + sport.to_bytes(2, "big"))
+    remote = Endpoint.unmap(destination + dport.to_bytes(2, "big"))
+    return Transition(when, skaddr, STATES[old], STATES[new], End(local, remote), pid)
 
 
 def parse_fields(text: str) -> dict[str, tuple[int, int]]:

@@ -208,9 +208,6 @@ class Owed:
             del self._ends[end]
         return count > 0
 
-    def __contains__(self, end: object) -> bool:
-        return end in self._ends
-
     def forget(self, before: int) -> None:
         """Drop what is older, and the oldest beyond what is bounded. The order is that of time."""
         for end, (_, when) in list(self._ends.items()):
