@@ -8,16 +8,18 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from tcpwatchd.baseline import Baseline
+from tcpwatchd.audit import CountersError
 from tcpwatchd.config import parse_arguments
 from tcpwatchd.event import watch_failed
+from tcpwatchd.instance import OWN_INSTANCE, TraceError, open_to_all, remove, remove_stale, set_up
+from tcpwatchd.line import Line, describe, now
 from tcpwatchd.notify import open_notifier
-from tcpwatchd.procnet import TableError, Tables
+from tcpwatchd.procnet import TableError
 from tcpwatchd.signals import Signals
-from tcpwatchd.sinks import SINKS, STDERR, STDOUT, JournalSink
-from tcpwatchd.tracefs import OWN_INSTANCE, Trace, TraceError, open_to_all, remove, remove_stale, set_up
-from tcpwatchd.tracker import Tracker
-from tcpwatchd.watch import Watch, describe, now
+from tcpwatchd.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
+from tcpwatchd.store import Store
+from tcpwatchd.tracefs import Trace
+from tcpwatchd.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +46,7 @@ def main() -> int:
             hung_up = run(settings, sink, signals, stack)
     except BrokenPipeError:
         return 0  # the reader has seen enough
-    except (OSError, ImportError, TableError, TraceError) as error:
+    except (OSError, ImportError, CountersError, TableError, TraceError) as error:
         report_fault(error, sink)
         return 1
     if hung_up:
@@ -56,7 +58,7 @@ def main() -> int:
 def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack) -> bool:
     """Whether it was SIGHUP that ended it."""
     notifier = open_notifier(os.environ)
-    baseline = Baseline(os.environ.get("RUNTIME_DIRECTORY"))
+    store = Store(None if settings.once else os.environ.get("RUNTIME_DIRECTORY"))
     trace, untraced = None, None
     if settings.trace != "no" and not settings.once:
         try:
@@ -65,8 +67,11 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
             if settings.trace == "require":
                 raise
             untraced = str(error)
-    watch = Watch(Tables(), Tracker(), sink, notifier, signals, settings.interval, baseline, trace, untraced)
+    line = Line(sink, store, trace)
+    watch = Watch(line, sink, notifier, signals, settings.interval, trace, untraced)
     watch.run_once() if settings.once else watch.run()
+    if watch.unkept:
+        tell(f"{watch.unkept} connections were found and not written")
     return watch.hung_up
 
 
@@ -89,13 +94,18 @@ def open_trace(settings: Settings, stack: contextlib.ExitStack) -> Trace:
 
 
 def report_fault(error: Exception, sink: Sink | None) -> None:
-    try:
-        if isinstance(sink, JournalSink):
-            sink.send([watch_failed(describe(error), now())])
-            return
-    except OSError:
-        pass  # the journal is the fault
-    print(f"tcpwatchd: {describe(error)}", file=sys.stderr)
+    failure = watch_failed(describe(error), now())
+    journal = isinstance(sink, JournalSink) and sink.reach() and sink.is_ready() and sink.write(failure)
+    if not journal:
+        tell(describe(error))
+
+
+def tell(text: str) -> None:
+    """On stderr, if anybody reads it."""
+    with contextlib.suppress(OSError):  # closed: there is nowhere left to tell it
+        stream = Stream(STDERR)
+        if stream.is_ready():
+            stream.write(f"tcpwatchd: {text}")
 
 
 def choose_output(output: str, environment: Mapping[str, str]) -> str:

@@ -1,36 +1,176 @@
-"""What is kept over a restart, in the service's runtime directory: until when which instance was drained."""
+"""What is known, as the text of a file that outlives the process. No I/O.
+
+A line with the version and a checksum, a line of JSON, then the slices of both tables: one a line, an empty
+line between two blocks, as the tables' readings keep them.
+"""
 
 from __future__ import annotations
 
-import os
-from typing import NamedTuple
+from binascii import crc32
+from typing import Any, NamedTuple
+
+from tcpwatchd.connection import Connection, End, Endpoint, Known, Row, TcpState, Transition
+from tcpwatchd.event import Event
+
+MAGIC = b"tcpwatchd-baseline 1 "
+ENDPOINT_LENGTHS = (6, 18)
 
 
-class Drained(NamedTuple):
-    """An instance of tracefs, named by its inode, and when it was last read: microseconds since the epoch."""
-
-    instance: int
-    until: int
+class BaselineError(ValueError):
+    """What was kept cannot be used; the text says why."""
 
 
-class Baseline:
-    """One small file. Without a directory nothing is kept."""
+class Baseline(NamedTuple):
+    """All that the next process needs to go on where this one was."""
 
-    def __init__(self, directory: str | None) -> None:
-        self._path = os.path.join(directory, "drained") if directory else None
+    saved: int
+    """Nanoseconds of CLOCK_MONOTONIC."""
+    generation: int
+    """Names the log of what came since."""
+    instance: int | None
+    """The inode of the instance of tracefs that was last read."""
+    drained: int
+    """When that was, in microseconds since the epoch."""
+    taken: dict[int, int]
+    """How many records had been taken out of each of its CPUs."""
+    early: list[Transition]
+    """Taken out, and left for the next drain."""
+    known: Known
+    waiting: list[Connection | Event]
+    """What was to be written."""
+    counters: list[int]
+    """Of the coverage audit."""
+    blocks: list[list[set[bytes]]]
+    """The slices of both tables."""
 
-    def find(self) -> Drained | None:
-        """What was kept last; None at a first start. Raises ValueError for a file that is not ours."""
-        try:
-            with open(self._path or "") as file:
-                instance, until = file.read(100).split()
-        except FileNotFoundError:
-            return None
-        return Drained(int(instance), int(until))
 
-    def write(self, drained: Drained) -> None:
-        """Replaces the file in one step. Raises OSError."""
-        if self._path:
-            with open(f"{self._path}.new", "w") as file:
-                file.write(f"{drained.instance} {drained.until}\n")
-            os.replace(f"{self._path}.new", self._path)
+def format_baseline(baseline: Baseline) -> bytes:
+    from json import dumps
+
+    texts = [b"\n\n".join([b"\n".join(block) for block in blocks]) for blocks in baseline.blocks]
+    sizes = [len(text) for text in texts]
+    body = b"".join((dumps([*_simplify(baseline), sizes]).encode(), b"\n", *texts))
+    return b"%b%08x\n%b" % (MAGIC, crc32(body), body)
+
+
+def parse_baseline(text: bytes) -> Baseline:
+    """Raises BaselineError for a text that is damaged, or of another version or program."""
+    from json import loads
+
+    header, _, body = text.partition(b"\n")
+    if not header.startswith(MAGIC):
+        raise BaselineError(f"not a baseline of this version: {header[:40]!r}")
+    if header[len(MAGIC) :] != b"%08x" % crc32(body):
+        raise BaselineError("damaged: its checksum is another")
+    try:
+        line, _, rows = body.partition(b"\n")
+        *head, sizes = loads(line)
+        return _restore(head, [_parse_blocks(rows[: sizes[0]]), _parse_blocks(rows[sizes[0] :])])
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+        raise BaselineError(f"makes no sense: {error!r}") from error
+
+
+def _parse_blocks(text: bytes) -> list[set[bytes]]:
+    return [set(block.split(b"\n")) for block in text.split(b"\n\n")] if text else []
+
+
+def _simplify(baseline: Baseline) -> list[Any]:
+    """All but the tables, of nothing but what JSON knows."""
+    known = baseline.known
+    return [
+        *baseline[:4],
+        list(baseline.taken.items()),
+        [[*t[:4], t.end.local.hex(), t.end.remote.hex(), t.pid] for t in baseline.early],
+        [
+            known.first,
+            known.open,
+            [[end.hex(), rows] for end, rows in known.listeners.items()],
+            [[*_simplify_end(end), when] for end, when in known.heard.items()],
+            [[*_simplify_end(end), *(row[1:] if row else ())] for end, row in known.away.items()],
+            [[*_simplify_end(end), *owed] for end, owed in known.owed.items()],
+            [[socket, remote.hex()] for socket, remote in known.opening.items()],
+            [[_simplify_item(connection), held] for connection, held in known.reports],
+        ],
+        [_simplify_item(item) for item in baseline.waiting],
+        baseline.counters,
+    ]
+
+
+def _simplify_end(end: End) -> tuple[str, str]:
+    return end.local.hex(), end.remote.hex()
+
+
+def _simplify_item(item: Connection | Event) -> list[Any]:
+    if isinstance(item, Event):
+        return [item.time, dict(item.fields)]
+    return [item.source.hex(), item.destination.hex(), *item[2:]]
+
+
+def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
+    """From what `_simplify` made. Raises ValueError, TypeError and the like for what it did not make."""
+    saved, generation, instance, drained, taken, early, known, waiting, counters = head
+    return Baseline(
+        int(saved),
+        int(generation),
+        None if instance is None else int(instance),
+        int(drained),
+        {int(cpu): int(records) for cpu, records in taken},
+        [_restore_transition(*fields) for fields in early],
+        _restore_known(*known),
+        [_restore_item(*fields) for fields in waiting],
+        [int(count) for count in counters],
+        blocks,
+    )
+
+
+def _restore_known(
+    first: Any, count: Any, listeners: Any, heard: Any, away: Any, owed: Any, opening: Any, reports: Any
+) -> Known:
+    return Known(
+        bool(first),
+        int(count),
+        {_restore_endpoint(end): int(rows) for end, rows in listeners},
+        {_restore_end(local, remote): int(when) for local, remote, when in heard},
+        {_restore_end(*fields[:2]): _restore_row(*fields) for fields in away},
+        {_restore_end(local, remote): (int(n), int(when)) for local, remote, n, when in owed},
+        {int(socket): _restore_endpoint(remote) for socket, remote in opening},
+        [(_restore_connection(*fields), bool(held)) for fields, held in reports],
+    )
+
+
+def _restore_endpoint(text: str) -> Endpoint:
+    endpoint = Endpoint(bytes.fromhex(text))
+    if len(endpoint) not in ENDPOINT_LENGTHS:
+        raise ValueError(text)
+    return endpoint
+
+
+def _restore_end(local: str, remote: str) -> End:
+    return End(_restore_endpoint(local), _restore_endpoint(remote))
+
+
+def _restore_row(local: str, remote: str, state: int | None = None, inode: int = 0) -> Row | None:
+    return None if state is None else Row(_restore_end(local, remote), TcpState(state), int(inode))
+
+
+def _restore_transition(
+    time: int, skaddr: int, old: int, new: int, local: str, remote: str, pid: int
+) -> Transition:
+    end = End(*(Endpoint(bytes.fromhex(text)) for text in (local, remote)))  # empty for a socket that closes
+    return Transition(int(time), int(skaddr), TcpState(old), TcpState(new), end, int(pid))
+
+
+def _restore_item(*fields: Any) -> Connection | Event:
+    if len(fields) == len(Event._fields):
+        time, named = fields
+        return Event(int(time), {str(name): str(value) for name, value in named.items()})
+    return _restore_connection(*fields)
+
+
+def _restore_connection(
+    source: str, destination: str, direction: Any, state: int, detected_by: Any, time: int
+) -> Connection:
+    if direction not in ("ingress", "egress", "internal") or detected_by not in ("trace", "poll", "startup"):
+        raise ValueError(direction, detected_by)
+    ends = _restore_endpoint(source), _restore_endpoint(destination)
+    return Connection(*ends, direction, TcpState(state), detected_by, int(time))

@@ -112,6 +112,29 @@ class Snapshot(NamedTuple):
     """Unchanged rows at either end of a fresh row's connection, or at an end that was asked for."""
     malformed: list[bytes]
     """New rows that could not be parsed, as far as they were kept."""
+    connecting: int
+    """How many sockets are in SYN_SENT."""
+
+
+class Formats(NamedTuple):
+    """What the kernel says of a page, of the head of an entry, and of the event's record, as it prints it."""
+
+    page: str
+    entry: str
+    record: str
+
+
+class Drain(NamedTuple):
+    """What one reading of the trace took out of the kernel."""
+
+    began: int
+    """Nanoseconds of CLOCK_MONOTONIC."""
+    pages: list[bytes]
+    """Raw; those of one CPU in the order of time."""
+    lost: int
+    """Records that were overwritten before they could be read."""
+    taken: dict[int, int]
+    """Of each CPU that was read from, how many records were ever taken out of it."""
 
 
 class Transition(NamedTuple):
@@ -140,3 +163,27 @@ class Connection(NamedTuple):
     detected_by: Detection
     time: int
     """When it opened, or when the poll saw it: nanoseconds of CLOCK_MONOTONIC."""
+
+
+class Known(NamedTuple):
+    """What is remembered between snapshots, beside the rows of the last one. Times as in `Transition`."""
+
+    first: bool
+    """Whether there was no snapshot yet."""
+    open: int
+    """Sockets with an open connection in the last snapshot."""
+    listeners: dict[Endpoint, int]
+    """Local ends of the last snapshot's listening rows, each with the number of rows."""
+    heard: dict[End, int]
+    """Ends with a new connection whose own row is not known yet, and when it was told."""
+    away: dict[End, Row | None]
+    """Ends of the snapshot before, not of the last one, and their last row where it is known."""
+    owed: dict[End, tuple[int, int]]
+    """Ends opened here whose accepting end was not heard of yet: how many times, and the last time."""
+    opening: dict[int, Endpoint]
+    """The socket's address of each handshake begun here, and where it goes."""
+    reports: list[tuple[Connection, bool]]
+    """Connections to be reported, and whether each is held for its other end."""
+
+
+NOTHING_KNOWN = Known(True, 0, {}, {}, {}, {}, {}, [])

@@ -28,6 +28,8 @@ TRACE_UNAVAILABLE = "ca3cf4249c674d2e80d6963943e7a99d"
 BASELINE_UNUSABLE = "f6b3130240b040f4936564f49f36862e"
 TRACE_GAP = "a6a0151d221745bfafe31da4f21d546d"
 RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
+TRACE_FAILED = "1fe90731c0b14de9810cd0dd1ebbc1c4"
+CONNECTIONS_MISSED = "bd93be3c6e4948478207fa1a3ae28355"
 
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
 MICROSECONDS = 1_000_000
@@ -76,7 +78,7 @@ def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
     """Each total is a field of its own: "reported" becomes TCPWATCHD_REPORTED."""
     message = f"Stopped: {totals['reported']} connections reported"
     if totals["unwritten"]:
-        message += f", {totals['unwritten']} found but not written any more"
+        message += f", {totals['unwritten']} found but not written yet"
     fields = {f"TCPWATCHD_{name.upper()}": str(count) for name, count in totals.items()}
     return _own(now, WATCH_STOPPED, WARNING if totals["unwritten"] else INFO, message, **fields)
 
@@ -106,6 +108,17 @@ def trace_gap(since: int, now: int) -> Event:
 def records_lost(records: int, now: int) -> Event:
     message = f"The kernel's trace lost {records} records; short connections may be missing"
     return _own(now, RECORDS_LOST, WARNING, message, TCPWATCHD_RECORDS_LOST=str(records))
+
+
+def trace_failed(reason: str, now: int) -> Event:
+    message = f"Cannot read the kernel's trace, will try again: {reason}"
+    return _own(now, TRACE_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def connections_missed(inbound: int, outbound: int, now: int) -> Event:
+    message = f"{inbound} inbound and at most {outbound} outbound connections opened and closed between polls"
+    fields = {"TCPWATCHD_MISSED_INBOUND": str(inbound), "TCPWATCHD_MISSED_OUTBOUND": str(outbound)}
+    return _own(now, CONNECTIONS_MISSED, NOTICE, message, **fields)
 
 
 def poll_failed(reason: str, now: int) -> Event:

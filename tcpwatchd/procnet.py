@@ -7,6 +7,7 @@ stays; what is new is found by set operations on slices, and only changed rows a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -35,6 +36,7 @@ QUEUES = 40
 OWNER = 30
 """Width of what is kept after them: uid, timeout and inode at ten digits each of uid and inode."""
 STATES = {b"%02X" % state: state for state in TcpState}
+CONNECTING = b"%02X" % TcpState.SYN_SENT
 SKIPPED = frozenset(b"%02X" % state for state in HALF_OPEN)
 
 
@@ -58,6 +60,7 @@ class Format:
         """Width of the two addresses."""
         self.head = self.key + 3
         """Width of the two addresses and the state."""
+        self.address = 8 * words
         self.padded = words == 1
 
     def slice_rows(self, block: bytes) -> list[bytes]:
@@ -98,6 +101,10 @@ class Format:
         end = End(self._parse_endpoint(local, local_port), self._parse_endpoint(remote, remote_port))
         return Row(end, STATES[state], int(inode))
 
+    def parse_address(self, address: bytes) -> bytes:
+        """Raises ValueError or struct.error."""
+        return self._parse_endpoint(address, b"0000").address
+
     def _parse_endpoint(self, address: bytes, port: bytes) -> Endpoint:
         packed = self._stored.pack(*self._printed.unpack(unhexlify(address))) + unhexlify(port)
         return Endpoint.unmap(packed)
@@ -134,11 +141,11 @@ class Table:
     def __init__(self, path: str, rows: Format) -> None:
         self._path = path
         self._format = rows
-        self._blocks: list[set[bytes]] = []
+        self.blocks: list[set[bytes]] = []
         self._index: set[bytes] | None = None
 
     def __len__(self) -> int:
-        return sum(map(len, self._blocks))
+        return sum(map(len, self.blocks))
 
     def read_change(self) -> Change:
         """Compare the table with its last reading, which stays the last one until `keep`.
@@ -149,7 +156,7 @@ class Table:
         came: list[bytes] = []
         went: set[bytes] = set()
         slices = map(self._format.slice_rows, read_blocks(self._path))
-        for read, last in zip_longest(slices, self._blocks):
+        for read, last in zip_longest(slices, self.blocks):
             known, block = last or set(), read or []
             if known != set(block):
                 added = [text for text in block if text not in known]
@@ -163,25 +170,36 @@ class Table:
         return Change(blocks, [text for text in came if text not in went], went.difference(came))
 
     def keep(self, change: Change) -> None:
-        self._blocks = change.blocks
+        self.blocks = change.blocks
         self._index = None
+
+    def list_addresses(self) -> set[bytes]:
+        """The local addresses of the last reading."""
+        width, found = self._format.address, set()
+        for text in {text[:width] for block in self.blocks for text in block}:
+            with contextlib.suppress(ValueError, struct.error):  # a malformed row has no end to be asked for
+                found.add(self._format.parse_address(text))
+        return found
+
+    def count_connecting(self, slices: Iterable[bytes]) -> int:
+        """How many of these are of sockets in SYN_SENT."""
+        state = slice(self._format.head - 2, self._format.head)
+        return sum(text[state] == CONNECTING for text in slices)
 
     def find_unchanged(self, change: Change, ends: Collection[End]) -> list[Row]:
         """Rows of the last reading at one of these ends that the change left as they were."""
-        if not self._blocks or not ends:
+        if not self.blocks or not ends:
             return []
         width = self._format.key
         keys = self._format.format_keys(ends)
-        found = [text for block in self._blocks for text in block if text[:width] in keys]
+        found = [text for block in self.blocks for text in block if text[:width] in keys]
         return self.parse([text for text in found if text not in change.gone], [])
 
     def holds(self, end: End) -> bool:
         """Whether the last reading had a row of this end. The index is made when it is first needed."""
         if self._index is None:
             key, head = self._format.key, self._format.head
-            counted = (
-                text for block in self._blocks for text in block if text[key + 1 : head] not in SKIPPED
-            )
+            counted = (text for block in self.blocks for text in block if text[key + 1 : head] not in SKIPPED)
             self._index = {text[:key] for text in counted}
         return not self._index.isdisjoint(self._format.format_keys([end]))
 
@@ -206,7 +224,7 @@ class OptionalTable(Table):
         try:
             return super().read_change()
         except FileNotFoundError:
-            return Change([], [], set().union(*self._blocks))
+            return Change([], [], set().union(*self.blocks))
 
 
 class Tables:
@@ -219,6 +237,20 @@ class Tables:
         )
         self._changes: list[Change] = []
         self._addresses: set[bytes] = set()
+        self._connecting = 0
+
+    @property
+    def blocks(self) -> list[list[set[bytes]]]:
+        """The slices of the snapshot that is kept, for each table in the kernel's order."""
+        return [table.blocks for table in self._tables]
+
+    def restore(self, blocks: Iterable[list[set[bytes]]]) -> None:
+        """Go on from the `blocks` of another process."""
+        self._connecting = 0
+        for table, kept in zip(self._tables, blocks):
+            table.keep(Change(kept, [], set()))
+            self._connecting += sum(table.count_connecting(block) for block in kept)
+            self._addresses |= table.list_addresses()
 
     def __len__(self) -> int:
         """Rows of the last reading, of any state."""
@@ -242,9 +274,13 @@ class Tables:
         ends = {row.end for row in fresh if row.state != TcpState.LISTEN}
         ends.update([end.flipped for end in ends], asked)
         near = [row for table, change in changes for row in table.find_unchanged(change, ends)]
+        connecting = self._connecting + sum(
+            table.count_connecting(change.fresh) - table.count_connecting(change.gone)
+            for table, change in changes
+        )
         self._changes = [change for _, change in changes]
         self._addresses.update(row.end.local.address for row in fresh)
-        return Snapshot(started, ended, fresh, gone, near, malformed)
+        return Snapshot(started, ended, fresh, gone, near, malformed, connecting)
 
     def keep(self) -> None:
         """Make the snapshot that was read the last one."""

@@ -1,17 +1,21 @@
-"""Where events go. Every sink writes a whole batch before it returns and raises OSError when it cannot."""
+"""Where events go, one at a time, and only when they can go without waiting."""
 
 from __future__ import annotations
 
 import os
+import select
+import socket
 from typing import TYPE_CHECKING, Protocol
 
 from tcpwatchd.event import CONNECTION_OPENED, Event, format_local
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable
 
 STDOUT, STDERR = 1, 2
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
+PATIENCE = 20
+"""Milliseconds for a reader that is slow but not stuck."""
 
 
 class Sink(Protocol):
@@ -19,11 +23,24 @@ class Sink(Protocol):
 
     fileno: int | None
 
-    def send(self, events: Sequence[Event]) -> None: ...
+    def reach(self) -> bool:
+        """Whether there is a reader; to be asked before a batch."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether an event can be written now, or after a moment, without waiting."""
+        ...
+
+    def write(self, event: Event) -> bool:
+        """False when it has to be tried again. Raises OSError when it is no use."""
+        ...
 
 
 class JournalSink:
     """The systemd journal, each event one entry with its fields.
+
+    sendv(3) blocks while journald's queue is full. A second socket, connected to the same queue, is writable
+    just when it is not; another process can still take the last place between the two.
 
     Raises ImportError without python-systemd, and FileNotFoundError where no journal runs: libsystemd would
     drop the entries and say nothing.
@@ -36,10 +53,61 @@ class JournalSink:
 
         os.stat(JOURNAL_SOCKET)
         self._sendv = sendv
+        self._gate = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._gate, select.POLLOUT)
 
-    def send(self, events: Sequence[Event]) -> None:
-        for event in events:
+    def reach(self) -> bool:
+        """Connected anew: another socket may be there now."""
+        try:
+            self._gate.connect(JOURNAL_SOCKET)
+        except OSError:  # journald's socket is down, or just made anew
+            return False
+        return True
+
+    def is_ready(self) -> bool:
+        return bool(self._poll.poll(PATIENCE))
+
+    def write(self, event: Event) -> bool:
+        try:
             self._sendv(*[f"{name}={value}" for name, value in event.fields.items()])
+        except OSError:  # journald's socket went down since it was reached
+            return False
+        return True
+
+
+class Stream:
+    """A descriptor that lines are written to past any buffer, so that a reader has them now.
+
+    A pipe that is writable takes PIPE_BUF (4096) bytes at once, and no line is longer.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        os.fstat(descriptor)
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._rest = b""
+
+    def is_ready(self) -> bool:
+        return bool(self._poll.poll(PATIENCE)) and self._flush()
+
+    def write(self, line: str) -> bool:
+        """Raises OSError: BrokenPipeError when the reader is gone."""
+        self._rest = line.encode() + b"\n"
+        whole = len(self._rest)
+        if not self._flush() and len(self._rest) == whole:
+            self._rest = b""
+            return False
+        return True
+
+    def _flush(self) -> bool:
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
+        except BlockingIOError:  # made non-blocking by whoever shares it; the rest goes first next time
+            return False
+        return True
 
 
 class TextSink:
@@ -48,17 +116,19 @@ class TextSink:
     fileno: int | None = STDOUT
 
     def __init__(self) -> None:
-        os.fstat(STDOUT)
+        self._out, self._err = Stream(STDOUT), Stream(STDERR)
 
-    def send(self, events: Sequence[Event]) -> None:
-        lines: dict[int, list[str]] = {STDOUT: [], STDERR: []}
-        for time, fields in events:
-            if fields["MESSAGE_ID"] == CONNECTION_OPENED:
-                lines[STDOUT].append(f"{format_local(time)}: {fields['MESSAGE']}")
-            else:
-                lines[STDERR].append(f"tcpwatchd: {fields['MESSAGE']}")
-        for descriptor, texts in lines.items():
-            write_lines(descriptor, texts)
+    def reach(self) -> bool:
+        return True
+
+    def is_ready(self) -> bool:
+        return self._out.is_ready() and self._err.is_ready()
+
+    def write(self, event: Event) -> bool:
+        time, fields = event
+        if fields["MESSAGE_ID"] == CONNECTION_OPENED:
+            return self._out.write(f"{format_local(time)}: {fields['MESSAGE']}")
+        return self._err.write(f"tcpwatchd: {fields['MESSAGE']}")
 
 
 class JsonSink:
@@ -69,18 +139,17 @@ class JsonSink:
     def __init__(self) -> None:
         from json import dumps
 
-        os.fstat(STDOUT)
         self._dumps = dumps
+        self._out = Stream(STDOUT)
 
-    def send(self, events: Sequence[Event]) -> None:
-        write_lines(STDOUT, (self._dumps(event.fields) for event in events))
+    def reach(self) -> bool:
+        return True
+
+    def is_ready(self) -> bool:
+        return self._out.is_ready()
+
+    def write(self, event: Event) -> bool:
+        return self._out.write(self._dumps(event.fields))
 
 
 SINKS: dict[str, Callable[[], Sink]] = {"journal": JournalSink, "text": TextSink, "json": JsonSink}
-
-
-def write_lines(descriptor: int, lines: Iterable[str]) -> None:
-    """Write lines past any buffer, so that a reader has them now."""
-    rest = "".join(f"{line}\n" for line in lines).encode()
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -1,4 +1,4 @@
-"""Which rows are new connections. All rules of identity and direction live here; no I/O, no clock.
+"""Joins the trace and the poll: what is remembered, and the trace's rules of identity. No I/O, no clock.
 
 What is remembered is ends, not connections: a connection inside this machine has two, and they come and go
 one by one. Source, destination and direction are decided once, when a connection is reported: a service that
@@ -7,83 +7,65 @@ stops listening must not turn its sessions round.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import (
-    HALF_OPEN,
-    IPV4_ANY,
-    IPV6_ANY,
-    Connection,
-    End,
-    Endpoint,
-    Row,
-    Snapshot,
-    TcpState,
-)
+from tcpwatchd.comparison import Comparison, Owed, is_local
+from tcpwatchd.connection import NOTHING_KNOWN, Connection, End, Known, TcpState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import Detection, Direction, Transition
-
-UNACCEPTED = frozenset({TcpState.ESTABLISHED, TcpState.CLOSE_WAIT})
-"""States in which inode 0 means that the socket waits to be accepted; in the others it is an orphan."""
-
-UNCOUNTED = HALF_OPEN | {TcpState.LISTEN}
-
-SUCCESSORS = {
-    TcpState.ESTABLISHED: frozenset(TcpState) - UNCOUNTED,
-    TcpState.FIN_WAIT1: {TcpState.FIN_WAIT1, TcpState.FIN_WAIT2, TcpState.TIME_WAIT, TcpState.CLOSING},
-    TcpState.FIN_WAIT2: {TcpState.FIN_WAIT2, TcpState.TIME_WAIT},
-    TcpState.TIME_WAIT: {TcpState.TIME_WAIT},
-    TcpState.CLOSE_WAIT: {TcpState.CLOSE_WAIT, TcpState.LAST_ACK},
-    TcpState.LAST_ACK: {TcpState.LAST_ACK},
-    TcpState.CLOSING: {TcpState.CLOSING, TcpState.TIME_WAIT},
-}
-"""The states in which a connection can be seen after each state."""
-
+    from tcpwatchd.connection import Direction, Endpoint, Snapshot, Transition
 
 HOLD = 50_000_000
 """How long a connection opened here waits for its other end before it says egress, in nanoseconds."""
 REMEMBERED = 64_000_000_000
 """How long an accepting end may come after its opening one: the retries of a handshake end before."""
-MOST_OWED = 100_000
-
-
-def is_local(end: End) -> bool:
-    """Whether an end alone shows that the connection stays inside this machine."""
-    return end.local.address == end.remote.address or end.local.is_loopback
-
-
-def can_be(before: Row, row: Row) -> bool:
-    """Whether a row can be the same connection as an earlier row of the same end."""
-    if row.state not in SUCCESSORS[before.state]:
-        return False
-    accepted_since = before.inode == 0 and before.state in UNACCEPTED
-    orphaned = row.inode == 0 and row.state not in UNACCEPTED
-    return before.inode == row.inode or accepted_since or orphaned
+MOST_HEARD = 100_000
+"""Ends told by the trace between two snapshots: beyond it the next is due, so that memory is bounded."""
 
 
 class Tracker:
     """Joins both sources: tell it the transitions of a drain, then the snapshot that was read before it."""
 
-    def __init__(self) -> None:
-        self._first = True
-        self._heard: dict[End, int] = {}
-        self._away: dict[End, Row | None] = {}
-        self._listeners: Counter[Endpoint] = Counter()
-        self._owed = Owed()
-        self._opening: dict[int, Endpoint] = {}
+    def __init__(self, known: Known = NOTHING_KNOWN) -> None:
+        self._first = known.first
+        self._heard = known.heard.copy()
+        self._away = known.away.copy()
+        self._listeners: Counter[Endpoint] = Counter(known.listeners)
+        self._owed = Owed(known.owed.copy())
+        self._opening = known.opening.copy()
         self._queue: deque[_Report] = deque()
         self._held: dict[End, _Report] = {}
-        self.open = 0
+        self.open = known.open
         """Sockets with an open connection in the last snapshot."""
+        for connection, held in known.reports:
+            self._enqueue(connection, held)
+
+    @property
+    def known(self) -> Known:
+        """All that is remembered, for another tracker to go on from."""
+        return Known(
+            self._first,
+            self.open,
+            dict(self._listeners),
+            self._heard.copy(),
+            self._away.copy(),
+            self._owed.ends,
+            self._opening.copy(),
+            [(report.connection, report.held) for report in self._queue],
+        )
 
     @property
     def heard(self) -> list[End]:
         """Ends with a new connection whose own row is not known yet; the next snapshot is asked for them."""
         return list(self._heard)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much was heard since the last snapshot that the next should not wait."""
+        return len(self._heard) >= MOST_HEARD
 
     def hear(self, transitions: Iterable[Transition], lossy: bool, is_shown: Callable[[End], bool]) -> None:
         """Take transitions in the order of time; `is_shown` tells whether the last snapshot had an end.
@@ -92,7 +74,7 @@ class Tracker:
         handshakes under way is not to be trusted: the address of a socket may be another's by now.
         """
         if lossy:
-            self._opening.clear()
+            self.forget_handshakes()
         for transition in transitions:
             if transition.new == TcpState.SYN_SENT and not lossy:
                 self._opening[transition.skaddr] = transition.end.remote
@@ -101,6 +83,10 @@ class Tracker:
             elif transition.new == TcpState.ESTABLISHED:
                 opening = self._opening.pop(transition.skaddr, None) == transition.end.remote
                 self._establish(transition, opening or transition.old == TcpState.SYN_SENT, is_shown)
+
+    def forget_handshakes(self) -> None:
+        """The addresses of sockets that were connecting may be others' by now."""
+        self._opening.clear()
 
     def _establish(self, transition: Transition, opened: bool, is_shown: Callable[[End], bool]) -> None:
         end, when = transition.end, transition.time
@@ -116,7 +102,7 @@ class Tracker:
         self._heard[end] = when
         if opened:
             self._owed.add(end, when)
-        self._enqueue(end, opened, when)
+        self._report(end, opened, when)
 
     def _is_second(self, end: End, flipped: End, is_shown: Callable[[End], bool]) -> bool:
         """Whether an accepted end belongs to a connection whose other end is known by a poll, say."""
@@ -126,14 +112,17 @@ class Tracker:
     def _is_known(self, end: End, is_shown: Callable[[End], bool]) -> bool:
         return end in self._heard or end in self._away or is_shown(end)
 
-    def _enqueue(self, end: End, opened: bool, when: int) -> None:
+    def _report(self, end: End, opened: bool, when: int) -> None:
         internal = is_local(end)
         source, destination = end if opened else end.flipped
         direction: Direction = "internal" if internal else "egress" if opened else "ingress"
-        report = _Report(Connection(source, destination, direction, TcpState.ESTABLISHED, "trace", when))
-        if opened and not internal:
-            report.held = True
-            self._held[end] = report
+        connection = Connection(source, destination, direction, TcpState.ESTABLISHED, "trace", when)
+        self._enqueue(connection, held=opened and not internal)
+
+    def _enqueue(self, connection: Connection, held: bool) -> None:
+        report = _Report(connection, held)
+        if held:
+            self._held[End(connection.source, connection.destination)] = report
         self._queue.append(report)
 
     def _pair(self, opened: End) -> None:
@@ -164,7 +153,7 @@ class Tracker:
         listeners = frozenset(self._listeners)
         self._count(snapshot)
         listeners |= frozenset(self._listeners)
-        comparison = _Comparison(snapshot, self._heard, self._away, self._owed, listeners)
+        comparison = Comparison(snapshot, self._heard, self._away, self._owed, listeners)
         new = comparison.find_at_start() if self._first else comparison.find_new()
         self._first = False
         self._away, self._heard = comparison.find_away(), comparison.find_heard()
@@ -184,150 +173,6 @@ class Tracker:
 class _Report:
     """A connection told by the trace, and whether it waits for its other end."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, held: bool) -> None:
         self.connection = connection
-        self.held = False
-
-
-class Owed:
-    """Ends opened here whose accepting end was not heard of yet, each with its count and the last time."""
-
-    def __init__(self) -> None:
-        self._ends: dict[End, tuple[int, int]] = {}
-
-    def add(self, end: End, when: int) -> None:
-        count, _ = self._ends.pop(end, (0, 0))
-        self._ends[end] = count + 1, when
-
-    def settle(self, end: End) -> bool:
-        """Take one off, if any is owed."""
-        count, when = self._ends.get(end, (0, 0))
-        if count > 1:
-            self._ends[end] = count - 1, when
-        elif count:
-            del self._ends[end]
-        return count > 0
-
-    def forget(self, before: int) -> None:
-        """Drop what is older, and the oldest beyond what is bounded. The order is that of time."""
-        for end, (_, when) in list(self._ends.items()):
-            if when >= before and len(self._ends) <= MOST_OWED:
-                break
-            del self._ends[end]
-
-
-class _Comparison:
-    """One snapshot against what was known before it. None stands for the unknown row of a known end."""
-
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        heard: dict[End, int],
-        away: dict[End, Row | None],
-        owed: Owed,
-        listeners: frozenset[Endpoint],
-    ) -> None:
-        self._snapshot = snapshot
-        self._owed = owed
-        self._heard = heard.copy()
-        self._listeners = listeners
-        self._rows = [row for row in snapshot.fresh if is_counted(row)]
-        self._gone = [row for row in snapshot.gone if is_counted(row)]
-        self._shown = {row.end: row for row in (*snapshot.near, *self._rows)}
-        # A row that went can be the past of one row; one that is still shown too, as the table is no instant.
-        self._went: defaultdict[End, list[Row | None]] = defaultdict(list)
-        self._stays = {row.end: row for row in snapshot.near}
-        for row in self._gone:
-            self._went[row.end].append(row)
-        for end, last in away.items():
-            self._went[end].append(last)
-
-    def find_new(self) -> list[Connection]:
-        return [self._describe(row, "poll") for row in self._rows if self._is_new(row)]
-
-    def find_at_start(self) -> list[Connection]:
-        """What is open when the watch begins. TIME_WAIT is over: remembered only, and judged last."""
-        rows = sorted(self._rows, key=lambda row: row.state == TcpState.TIME_WAIT)
-        new = [row for row in rows if self._is_new(row)]
-        return [self._describe(row, "startup") for row in new if row.state != TcpState.TIME_WAIT]
-
-    def _is_new(self, row: Row) -> bool:
-        end, flipped = row.end, row.end.flipped
-        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0))
-        if heard >= self._snapshot.started and self._may_precede(row, heard):
-            self._heard[end] = heard
-            return False
-        known = self._heard.pop(end, None) is not None or self._continues(row) or self._is_second(end)
-        self._stays[end] = row
-        if not known and end != flipped and self._is_known(flipped):
-            self._heard[flipped] = self._snapshot.ended
-        return not known
-
-    def _may_precede(self, row: Row, heard: int) -> bool:
-        """Whether the row may be of the connection before the one heard of, having been read earlier.
-
-        It is not if this poll itself found the new one and the row is no continuation of the old one.
-        """
-        return heard != self._snapshot.ended or self._continues(row)
-
-    def _is_second(self, end: End) -> bool:
-        """Whether it is the second end, not known before, of a connection that is known."""
-        if self._is_known(end) or end == end.flipped:
-            return False
-        return self._owed.settle(end.flipped) or self._is_known(end.flipped)
-
-    def _continues(self, row: Row) -> bool:
-        """Whether the row is a known connection of its end, further on."""
-        went = self._went.get(row.end, [])
-        for before in went:
-            if before is None or can_be(before, row):
-                went.remove(before)
-                return True
-        stays = self._stays.get(row.end)
-        return stays is not None and can_be(stays, row)
-
-    def _is_known(self, end: End) -> bool:
-        return end in self._went or end in self._stays or end in self._heard
-
-    def _describe(self, row: Row, detected_by: Detection) -> Connection:
-        local, remote = row.end
-        accepted = self._accepts(row)
-        internal = self._is_internal(row.end)
-        if internal:
-            other = self._shown.get(row.end.flipped, Row(row.end.flipped, row.state, inode=-1))
-            opened = self._accepts(other)
-            if accepted == opened:
-                accepted = local.port < remote.port
-        source, destination = (remote, local) if accepted else (local, remote)
-        direction: Direction = "internal" if internal else "ingress" if accepted else "egress"
-        return Connection(source, destination, direction, row.state, detected_by, self._snapshot.ended)
-
-    def _accepts(self, row: Row) -> bool:
-        """Whether the local end accepted: it listens, or the connection waits to be accepted."""
-        local = row.end.local
-        port = local[-2:]
-        names = [local, Endpoint(IPV6_ANY + port)]
-        if local.is_ipv4:
-            names.append(Endpoint(IPV4_ANY + port))
-        unaccepted = row.inode == 0 and row.state in UNACCEPTED
-        return unaccepted or not self._listeners.isdisjoint(names)
-
-    def _is_internal(self, end: End) -> bool:
-        return is_local(end) or self._is_known(end.flipped) or end.flipped in self._shown
-
-    def find_away(self) -> dict[End, Row | None]:
-        """Ends that this snapshot does not show, with their last row; a live row can be skipped once."""
-        away: dict[End, Row | None] = {row.end: row for row in self._gone if row.end not in self._shown}
-        away.update((end, None) for end, heard in self._heard.items() if self._is_overdue(end, heard))
-        return away
-
-    def find_heard(self) -> dict[End, int]:
-        return {end: heard for end, heard in self._heard.items() if heard >= self._snapshot.started}
-
-    def _is_overdue(self, end: End, heard: int) -> bool:
-        return heard < self._snapshot.started and end not in self._shown
-
-
-def is_counted(row: Row) -> bool:
-    """Whether the row is of a socket that reached ESTABLISHED."""
-    return row.state not in UNCOUNTED and row.end.remote.port != 0
+        self.held = held

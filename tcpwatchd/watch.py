@@ -1,4 +1,4 @@
-"""The loop, where the stages meet: take a snapshot, drain the trace, ask what is new, send it."""
+"""The loop: when to poll, to drain, to write and to stop."""
 
 from __future__ import annotations
 
@@ -8,29 +8,25 @@ import time
 from typing import TYPE_CHECKING
 
 from tcpwatchd import __version__, event
-from tcpwatchd.baseline import Drained
-from tcpwatchd.procnet import TableError
-from tcpwatchd.tracefs import TraceError
+from tcpwatchd.line import describe, now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tcpwatchd.baseline import Baseline
-    from tcpwatchd.connection import Connection
+    from tcpwatchd.line import Line
     from tcpwatchd.notify import Notifier
-    from tcpwatchd.procnet import Tables
     from tcpwatchd.signals import Signals
     from tcpwatchd.sinks import Sink
     from tcpwatchd.tracefs import Trace
-    from tcpwatchd.tracker import Tracker
 
-BATCH = 500
-"""Events that are sent between two looks at the signals and the watchdog."""
 PAUSE = 0.02
 """Seconds between two drains: under load they are few and large."""
+RETRY = 0.05
+"""Seconds until a sink that was stuck is tried again."""
+STATUS_PAUSE = 1.0
+"""Seconds between two notes of what was reported, unless a poll brings one."""
+LAST_WORDS = 1.0
+"""Seconds at the end for what waits to be written."""
 READER_GONE = select.POLLERR | select.POLLHUP
 NANOSECONDS = 1_000_000_000
-FOREVER = 2**63
 
 
 class Watch:
@@ -38,20 +34,16 @@ class Watch:
 
     def __init__(
         self,
-        tables: Tables,
-        tracker: Tracker,
+        line: Line,
         sink: Sink,
         notifier: Notifier,
         signals: Signals,
         interval: float,
-        baseline: Baseline,
         trace: Trace | None = None,
         untraced: str | None = None,
     ) -> None:
-        self._baseline = baseline
-        self._tables = tables
-        self._tracker = tracker
-        self._sink = sink
+        self._line = line
+        self._reader = sink.fileno
         self._notifier = notifier
         self._signals = signals
         self._interval = interval
@@ -60,170 +52,99 @@ class Watch:
         self._stopping = False
         self.hung_up = False
         """Whether it was SIGHUP, in the foreground, that ended the watch."""
-        self._failing = 0
-        self._complained = False
-        self._lost = 0
-        """Records lost that were not told yet."""
-        self._drain_after = 0.0
-        names = (
-            "reported",
-            "traced",
-            "missed",
-            "records_lost",
-            "unwritten",
-            "failed_polls",
-            "malformed_rows",
-        )
-        self._totals = dict.fromkeys(names, 0)
+        self.unkept = 0
+        """Connections that were found, and are neither written nor kept for the next start."""
+        self._failing = self._failed_polls = 0
+        self._deaf = False
+        """Whether the last drain failed."""
+        self._drain_after = self._status_after = 0.0
 
     def run(self) -> None:
         """Watch until asked to stop. Raises what the first poll or the sink raises."""
         deadline = time.monotonic()
-        connections, malformed = self._find_new()
+        self._line.resume()
+        self._line.say(event.watch_started(__version__, self._interval, now()))
+        if self._trace:
+            self._line.say(event.trace_used(self._trace.path, now()))
+        elif self._untraced:
+            self._line.say(event.trace_unavailable(self._untraced, now()))
+        self._line.poll()
         self._notifier.ready(self._status())
-        self._sink.send([event.watch_started(__version__, self._interval, now())])
-        self._tell_source()
-        self._keep()
-        self._warn(malformed)
-        self._report(connections)
-        self._notifier.status(self._status())
         while self._wait(deadline := next_deadline(deadline, time.monotonic(), self._interval)):
             self._tick()
-            self._keep()
-            self._notifier.status(self._status())
+            self._tell_status()
         self._notifier.stopping()
-        self._finish()
-        self._keep()
-        self._sink.send([event.watch_stopped(self._totals, now())])
+        self.unkept = self._line.finish(self._say_farewell, time.monotonic() + LAST_WORDS)
 
     def run_once(self) -> None:
         """Report what is open now. Raises what reading or the sink raises."""
-        connections, malformed = self._find_new()
-        self._warn(malformed)
-        self._report(connections)
+        self._line.poll()
+        while self._line.waiting and not self._asked_to_stop():
+            self._line.send()
 
     def _tick(self) -> None:
         try:
-            connections, malformed = self._find_new()
+            self._line.poll()
         except Exception as error:  # whatever went wrong, the next poll may go right
             self._fail(error)
             return
         if self._failing:
-            self._sink.send([event.poll_recovered(self._failing, now())])
+            self._line.say(event.poll_recovered(self._failing, now()))
             self._failing = 0
-        self._warn(malformed)
-        self._report(connections)
-
-    def _find_new(self) -> tuple[list[Connection], list[bytes]]:
-        """New connections, and new rows that are malformed."""
-        snapshot = self._tables.read_snapshot(self._tracker.heard)
-        told = self._drain()
-        self._tables.keep()
-        polled = self._tracker.find_new(snapshot)
-        if self._trace:
-            self._totals["missed"] += sum(connection.detected_by == "poll" for connection in polled)
-        return told + polled, snapshot.malformed
-
-    def _drain(self) -> list[Connection]:
-        """What the trace tells, as far as it can be reported already."""
-        if not self._trace:
-            return []
-        transitions, lost = self._trace.drain()
-        self._drain_after = time.monotonic() + PAUSE
-        self._tracker.hear(transitions, lost > 0, self._tables.holds)
-        self._lost += lost
-        return self._tracker.release(time.monotonic_ns())
-
-    def _report(self, connections: Sequence[Connection]) -> None:
-        if self._lost:
-            self._sink.send([event.records_lost(self._lost, now())])
-            self._totals["records_lost"] += self._lost
-            self._lost = 0
-        for start in range(0, len(connections), BATCH):
-            if self._asked_to_stop():
-                self._totals["unwritten"] += len(connections) - start
-                return
-            self._send(connections[start : start + BATCH])
-            self._notifier.alive()
-
-    def _send(self, connections: Sequence[Connection]) -> None:
-        offset = time.time_ns() - time.monotonic_ns()
-        self._sink.send([event.connection_opened(new, (new.time + offset) // 1000) for new in connections])
-        self._totals["reported"] += len(connections)
-        self._totals["traced"] += sum(new.detected_by == "trace" for new in connections)
-
-    def _finish(self) -> None:
-        """Report what was taken out of the kernel and waited for more; what it holds is the next one's."""
-        if self._trace:
-            self._tracker.hear(self._trace.take_rest(), False, self._tables.holds)
-            self._send(self._tracker.release(FOREVER))
-
-    def _tell_source(self) -> None:
-        if self._trace:
-            self._sink.send([event.trace_used(self._trace.path, now())])
-            self._tell_gap(self._trace.instance)
-        elif self._untraced:
-            self._sink.send([event.trace_unavailable(self._untraced, now())])
-
-    def _tell_gap(self, instance: int) -> None:
-        """The trace that was read before the restart may be another one than this."""
-        try:
-            last = self._baseline.find()
-        except (OSError, ValueError) as error:
-            self._complain(error)
-            return
-        if last and last.instance != instance:
-            self._sink.send([event.trace_gap(last.until, now())])
-
-    def _keep(self) -> None:
-        try:
-            if self._trace:
-                self._baseline.write(Drained(self._trace.instance, now()))
-        except OSError as error:
-            self._complain(error)
-
-    def _complain(self, error: Exception) -> None:
-        """Of the baseline, once: without it all goes on as at a first start."""
-        if not self._complained:
-            self._complained = True
-            self._sink.send([event.baseline_unusable(describe(error), now())])
 
     def _fail(self, error: Exception) -> None:
         """Reported once, until a poll succeeds."""
-        self._totals["failed_polls"] += 1
+        self._failed_polls += 1
         self._failing += 1
         if self._failing == 1:
-            self._sink.send([event.poll_failed(describe(error), now())])
+            self._line.say(event.poll_failed(describe(error), now()))
 
-    def _warn(self, malformed: list[bytes]) -> None:
-        """Quoted once; after that rows are counted only."""
-        if malformed and not self._totals["malformed_rows"]:
-            self._sink.send([event.rows_malformed(malformed, now())])
-        self._totals["malformed_rows"] += len(malformed)
+    def _listen(self) -> None:
+        """Hear what the trace has. What cannot be read stays in the kernel; that is told once."""
+        try:
+            self._drain_after = time.monotonic() + PAUSE
+            self._line.drain()
+        except Exception as error:  # whatever went wrong, the next drain may go right
+            if not self._deaf:
+                self._line.say(event.trace_failed(describe(error), now()))
+            self._deaf = True
+        else:
+            self._deaf = False
 
     def _wait(self, deadline: float) -> bool:
         """Report what the trace tells until the deadline, feeding the watchdog; False when asked to stop."""
         while not self._asked_to_stop():
             self._notifier.alive()
-            if time.monotonic() >= deadline:
+            waited = self._line.waiting
+            self._line.send()
+            if waited and not self._line.waiting and time.monotonic() >= self._status_after:
+                self._tell_status()
+            busy = self._line.waiting > 0 and not self._line.stuck
+            late = self._line.hasty or time.monotonic() >= deadline
+            if late and not self._line.full:
                 return True
-            if self._sleep(deadline):
-                self._report(self._drain())
+            if self._sleep(deadline, busy):
+                self._listen()
         return False
 
-    def _sleep(self, deadline: float) -> bool:
+    def _sleep(self, deadline: float, busy: bool) -> bool:
         """Until there is something to do or the deadline; True when the trace is to be drained."""
         started = time.monotonic()
-        listening = started >= self._drain_after
-        ends = [deadline, started + self._notifier.patience]
-        if not listening:
-            ends.append(self._drain_after)
-        due = self._tracker.due
-        if due is not None:
-            ends.append(max(due / NANOSECONDS, self._drain_after))
+        if self._line.full:
+            listening, due = False, None
+            ends = [started + RETRY]
+        else:
+            listening, due = started >= self._drain_after, self._line.due
+            ends = [deadline] if listening else [deadline, self._drain_after]
+            if due is not None:
+                ends.append(max(due / NANOSECONDS, self._drain_after))
+        if self._line.stuck:
+            ends.append(started + RETRY)
+        ends.append(started + self._notifier.patience)
         # Rounded up, or the last fraction of a millisecond would spin.
-        ready = self._poll(listening).poll(max(0, int((min(ends) - started) * 1000)) + 1)
-        if any(what & READER_GONE for descriptor, what in ready if descriptor == self._sink.fileno):
+        patience = 0 if busy else max(0, int((min(ends) - started) * 1000)) + 1
+        ready = self._poll(listening).poll(patience)
+        if any(what & READER_GONE for descriptor, what in ready if descriptor == self._reader):
             raise BrokenPipeError
         traced = any(descriptor in self._descriptors(listening) for descriptor, _ in ready)
         return traced or (due is not None and time.monotonic_ns() >= due)
@@ -231,8 +152,8 @@ class Watch:
     def _poll(self, listening: bool) -> select.poll:
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
-        if self._sink.fileno is not None:
-            poll.register(self._sink.fileno, 0)
+        if self._reader is not None:
+            poll.register(self._reader, 0)
         for descriptor in self._descriptors(listening):
             poll.register(descriptor, select.POLLIN)
         return poll
@@ -249,26 +170,29 @@ class Watch:
                 self.hung_up = number == signal.SIGHUP
         return self._stopping
 
+    def _tell_status(self) -> None:
+        self._status_after = time.monotonic() + STATUS_PAUSE
+        self._notifier.status(self._status())
+
+    def _say_farewell(self, totals: dict[str, int]) -> event.Event:
+        unwritten = self._line.count_waiting()
+        return event.watch_stopped(
+            {**totals, "failed_polls": self._failed_polls, "unwritten": unwritten}, now()
+        )
+
     def _status(self) -> str:
+        totals = self._line.totals
         source = f"{'Trace, and polling' if self._trace else 'Polling'} every {self._interval:g} s"
-        missed = f", {self._totals['missed']} missed by the trace" if self._trace else ""
-        counts = f"{self._totals['reported']} connections reported{missed}, {self._tracker.open} sockets open"
+        missed = f"{totals['missed_trace']} missed by the trace"
+        if not self._trace:
+            missed = f"{totals['missed_inbound']} inbound and {totals['missed_outbound']} outbound missed"
+        counts = f"{totals['reported']} connections reported, {missed}, {self._line.open} sockets open"
         trouble = f"; the last {self._failing} polls failed" if self._failing else ""
+        if self._line.stuck:
+            trouble += f"; {self._line.waiting} entries wait to be written"
         return f"{source}; {counts}{trouble}"
 
 
 def next_deadline(deadline: float, now: float, interval: float) -> float:
-    """The next one of the deadlines, an interval apart, that has not passed."""
-    return deadline + interval * (max(0.0, now - deadline) // interval + 1)
-
-
-def describe(error: Exception) -> str:
-    """An error in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) if isinstance(error, (TableError, TraceError)) else repr(error)
-
-
-def now() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
+    """The first of the deadlines, an interval apart, that has not passed."""
+    return deadline + interval * max(0.0, (now - deadline) // interval + 1)

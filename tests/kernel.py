@@ -122,7 +122,7 @@ class Kernel:
         self.clock = TICK
         self.records: list[Transition] = []
         self._root = root
-        self._links: list[Link] = []
+        self.links: list[Link] = []
         self._sockets: dict[tuple[Address, Address], Socket] = {}
         self._listeners: dict[tuple[Address, bool], int] = {}
         self._inode = 100
@@ -139,8 +139,8 @@ class Kernel:
             self._listen(KINDS[which % len(KINDS)], what)
         elif name == "open":
             self._open(KINDS[which % len(KINDS)], what)
-        elif self._links and name in STEPS and name != "poll":
-            link = self._links[-1 - which % min(4, len(self._links))]
+        elif self.links and name in STEPS and name != "poll":
+            link = self.links[-1 - which % min(4, len(self.links))]
             sockets = [link.sockets[what % 2]] if name != "reset" else list(link.sockets)
             for socket in sockets:
                 getattr(self, f"_{name}")(socket)
@@ -175,7 +175,7 @@ class Kernel:
             Socket(link, client, server, kind.client6, kind.client_here, inode=self._new_inode()),
             Socket(link, server, client, kind.server6, kind.server_here, accepted=False),
         ]
-        self._links.append(link)
+        self.links.append(link)
         for socket, half_open in zip(link.sockets, (TcpState.SYN_SENT, TcpState.SYN_RECV)):
             if socket.here:
                 self._sockets[socket.local, socket.remote] = socket
@@ -321,21 +321,21 @@ class Kernel:
     def hear_traced(self, report: Connection) -> None:
         """Check a report that the trace made: nothing of it is a guess."""
         source, destination = ((e.ip, e.port) for e in (report.source, report.destination))
-        links = [link for link in self._links if (link.client, link.server) == (source, destination)]
+        links = [link for link in self.links if (link.client, link.server) == (source, destination)]
         assert links, f"never opened: {report}"
         assert report.direction == links[0].kind.direction
         self.reports[frozenset([source, destination])] += 1
 
     def check_traced(self, lossy: bool) -> None:
         """Each connection was reported once; with losses, none twice."""
-        truth = Counter(frozenset([link.client, link.server]) for link in self._links)
+        truth = Counter(frozenset([link.client, link.server]) for link in self.links)
         assert not Counter(self.reports) - truth
         assert lossy or self.reports == truth
 
     def check(self) -> None:
         """Each connection of which a row was printed was reported once, and nothing else."""
         pairs: defaultdict[frozenset[Address], list[Link]] = defaultdict(list)
-        for link in self._links:
+        for link in self.links:
             if link.printed:
                 pairs[frozenset([link.client, link.server])].append(link)
         for pair in pairs.keys() | self.reports.keys():

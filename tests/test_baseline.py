@@ -1,32 +1,28 @@
-"""What is kept over a restart."""
+"""What is known, as text and back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from tcpwatchd.baseline import Baseline, Drained
+from tcpwatchd.baseline import MAGIC, BaselineError, format_baseline, parse_baseline
+from tests.kept import make_baseline, make_full
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-def test_it_is_found_again(tmp_path: Path) -> None:
-    assert Baseline(str(tmp_path)).find() is None
-    for until in (1, 2**60):
-        Baseline(str(tmp_path)).write(Drained(7, until))
-        assert Baseline(str(tmp_path)).find() == Drained(7, until)
-    assert [path.name for path in tmp_path.iterdir()] == ["drained"]
+FULL = format_baseline(make_full())
 
 
-def test_without_a_directory_nothing_is_kept() -> None:
-    Baseline(None).write(Drained(7, 1))
-    assert Baseline(None).find() is None
+def test_everything_comes_back() -> None:
+    assert parse_baseline(FULL) == make_full()
+    assert parse_baseline(format_baseline(make_baseline())) == make_baseline()
 
 
-@pytest.mark.parametrize("text", ["", "7", "7 8 9", "a b", "7 b"])
-def test_a_foreign_file_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "drained").write_text(text)
-    with pytest.raises(ValueError, match=r".+"):
-        Baseline(str(tmp_path)).find()
+@pytest.mark.parametrize("text", [b"", b"\n", b"drained 1", FULL.replace(MAGIC, b"tcpwatchd-baseline 2 ")])
+def test_a_foreign_text_is_refused(text: bytes) -> None:
+    with pytest.raises(BaselineError, match="not a baseline of this version"):
+        parse_baseline(text)
+
+
+def test_damage_anywhere_is_found() -> None:
+    for at in range(FULL.index(b"\n") + 1, len(FULL)):
+        for damaged in (FULL[:at], FULL[:at] + bytes([FULL[at] ^ 1]) + FULL[at + 1 :]):
+            with pytest.raises(BaselineError, match="checksum"):
+                parse_baseline(damaged)

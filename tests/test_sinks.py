@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 import pytest
 
+from tcpwatchd import sinks
 from tcpwatchd.connection import Connection, Endpoint, TcpState
 from tcpwatchd.event import Event, connection_opened, poll_failed
 from tcpwatchd.sinks import JsonSink, Sink, TextSink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MOMENT = 1_619_616_485_123_456
 END = Endpoint(b"\xc0\0\2\x38\x17\x55")
@@ -21,7 +25,8 @@ OPENED = connection_opened(Connection(END, END, "ingress", TcpState.ESTABLISHED,
 def written(
     sink: Callable[[], Sink], events: list[Event], capfd: pytest.CaptureFixture[str]
 ) -> tuple[str, str]:
-    sink().send(events)
+    made = sink()
+    assert all(made.reach() and made.is_ready() and made.write(new) for new in events)
     out, err = capfd.readouterr()
     return out, err
 
@@ -50,14 +55,55 @@ def test_json_is_an_object_a_line_of_every_kind(capfd: pytest.CaptureFixture[str
     assert err == ""
 
 
-def test_a_batch_larger_than_a_pipe_is_written_whole() -> None:
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The reading end of what is stdout to the sinks."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.dup2(writer, 1)
-        TextSink().send([OPENED] * 5000)
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        assert len(pipe.read().splitlines()) == 5000
-    assert os.waitpid(child, 0)[1] == 0
+    monkeypatch.setattr("tcpwatchd.sinks.STDOUT", writer)
+    yield reader
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+
+
+def fill(sink: Sink) -> int:
+    """How many events fit in before it is not ready."""
+    written = 0
+    while sink.is_ready():
+        assert sink.write(OPENED)
+        written += 1
+    return written
+
+
+@pytest.mark.parametrize("kind", [TextSink, JsonSink])
+def test_a_full_pipe_is_not_waited_for(kind: Callable[[], Sink], pipe: int) -> None:
+    sink = kind()
+    written = fill(sink)
+    text = b""
+    while text.count(b"\n") < written:
+        text += os.read(pipe, 4096)
+        if len(text) == 8192:
+            written += fill(sink)
+    assert len(set(text.splitlines())) == 1, "every line is whole"
+    assert text.endswith(b"\n")
+
+
+def test_a_non_blocking_pipe_gets_whole_lines(pipe: int) -> None:
+    os.set_blocking(sinks.STDOUT, False)
+    sink, written = TextSink(), 0
+    while sink.write(OPENED):
+        written += 1
+    assert not sink.is_ready()
+    text = b""
+    while len(text) < 60_000:
+        text += os.read(pipe, 60_000 - len(text))
+    written += fill(sink)
+    while text.count(b"\n") < written:
+        text += os.read(pipe, 4096)
+    assert len(set(text.splitlines())) == 1
+
+
+def test_a_reader_that_is_gone_is_an_error(pipe: int) -> None:
+    sink = TextSink()
+    os.dup2(os.open("/dev/null", os.O_RDONLY), pipe)
+    with pytest.raises(BrokenPipeError):
+        sink.write(OPENED)

@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpwatchd.tracefs import EVENT, SETTINGS, Layout, Trace, TraceError, decode_page, read_layout
+from tcpwatchd.instance import EVENT, TraceError
+from tcpwatchd.pages import Decoder, Layout, decode_page, read_layout
+from tcpwatchd.tracefs import Trace, read_formats
+from tests.ring import COUNTED, MISSED, SIZE, make_instance, page, record, word
 
-FIXTURE = Path(__file__).parent / "fixtures" / "linux-6.18"
-SIZE = 4096
-MISSED, COUNTED = 1 << 31, 1 << 30
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
     sys.byteorder != "little", reason="the layout is that of a little-endian kernel"
 )
 
 
-def word(kind: int, delta: int) -> bytes:
-    return struct.pack("<I", kind | delta << 5)
-
-
-def record(skaddr: int, delta: int = 1) -> bytes:
-    """→ESTABLISHED of 10.0.0.1:5000 → 10.0.0.2:80."""
-    ends = [b"\0" * 10 + b"\xff\xff\x0a\0\0" + last for last in (b"\1", b"\2")]
-    head = struct.pack("<HBBiQiiHHHH4s4s", 2287, 0, 0, 77, skaddr, 2, 1, 5000, 80, 2, 6, b"", b"")
-    return word(18, delta) + head + b"".join(ends)
-
-
-def page(stamp: int, *entries: bytes, flags: int = 0, lost: int | None = None) -> bytes:
-    data = b"".join(entries)
-    counted = b"" if lost is None else struct.pack("<Q", lost)
-    # The kernel's commit word is signed: its flag spreads over the upper half.
-    commit = len(data) | flags | (0xFFFFFFFF << 32 if flags & MISSED else 0)
-    return (struct.pack("<QQ", stamp, commit) + data + counted).ljust(SIZE, b"\0")
-
-
-def make_instance(root: Path, *cpus: bytes, overrun: int = 0) -> str:
-    shutil.copytree(FIXTURE / "events", root / "events", dirs_exist_ok=True)
-    for file, value in SETTINGS.items():
-        (root / file).write_text(f"local [{value}]\n" if file == "trace_clock" else f"{value}\n")
-    for number, pages in enumerate(cpus):
-        cpu = root / "per_cpu" / f"cpu{number}"
-        cpu.mkdir(parents=True)
-        (cpu / "trace_pipe_raw").write_bytes(pages)
-        (cpu / "stats").write_text(f"entries: 0\noverrun: {overrun}\nread events: 0\n")
-    return str(root)
-
-
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return read_layout(make_instance(tmp_path_factory.mktemp("instance"), b""))
+    return read_layout(read_formats(make_instance(tmp_path_factory.mktemp("instance"), b"")))
 
 
 def decode(layout: Layout, *entries: bytes) -> list[tuple[int, int]]:
@@ -99,46 +69,61 @@ def test_padding_ends_a_page(layout: Layout) -> None:
     assert [skaddr for _, skaddr in decode(layout, record(1), word(29, 0), b"\xff" * 80)] == [1]
 
 
+def drain(trace: Trace, decoder: Decoder | None = None) -> tuple[list[int], int]:
+    """The sockets of a drain's transitions, and how many records were lost."""
+    transitions, lost = (decoder or Decoder(trace.formats, trace.count_taken())).take(trace.drain())
+    return [t.skaddr for t in transitions], lost
+
+
 def test_cpus_are_merged_by_time(tmp_path: Path) -> None:
     first = page(1000, record(1, 1), record(4, 3)) + page(2000, record(5, 0))
     second = page(1000, record(2, 2), record(3, 1))
     trace = Trace(make_instance(tmp_path, first, second))
-    assert [t.skaddr for t in trace.drain().transitions] == [1, 2, 3, 4, 5]
+    assert drain(trace) == ([1, 2, 3, 4, 5], 0)
     trace.close()
 
 
 def test_newer_records_wait_for_the_next_drain(tmp_path: Path) -> None:
     soon = time.monotonic_ns() + 300_000_000
-    path = make_instance(tmp_path, page(soon, record(2, 0)), page(1000, record(1)))
-    trace = Trace(path)
-    assert [t.skaddr for t in trace.drain().transitions] == [1]
+    trace = Trace(make_instance(tmp_path, page(soon, record(2, 0)), page(1000, record(1))))
+    decoder = Decoder(trace.formats, trace.count_taken())
+    assert drain(trace, decoder) == ([1], 0)
     time.sleep(0.35)
-    assert [t.skaddr for t in trace.drain().transitions] == [2]
-    assert trace.take_rest() == []
+    assert drain(trace, decoder) == ([2], 0)
+    assert decoder.take_rest() == []
     trace.close()
 
 
 def test_what_waits_is_taken_at_the_end(tmp_path: Path) -> None:
     later = time.monotonic_ns() + 10**12
     trace = Trace(make_instance(tmp_path, page(later, record(2, 0))))
-    assert trace.drain().transitions == []
-    assert [t.skaddr for t in trace.take_rest()] == [2]
+    decoder = Decoder(trace.formats, trace.count_taken())
+    assert drain(trace, decoder) == ([], 0)
+    assert [t.skaddr for t in decoder.take_rest()] == [2]
     trace.close()
 
 
 def test_losses_are_counted_by_the_page(tmp_path: Path) -> None:
     pages = page(1000, record(1)) + page(2000, record(2), flags=MISSED | COUNTED, lost=41)
     trace = Trace(make_instance(tmp_path, pages, page(1, record(3), flags=MISSED | COUNTED, lost=1)))
-    drained = trace.drain()
+    assert drain(trace) == ([3, 1, 2], 42)
     trace.close()
-    assert (drained.lost, len(drained.transitions)) == (42, 3)
 
 
 def test_losses_without_room_for_the_count_are_in_the_statistics(tmp_path: Path) -> None:
-    path = make_instance(tmp_path, page(1000, record(1), flags=MISSED))
-    trace = Trace(path)
-    (tmp_path / "per_cpu/cpu0/stats").write_text("overrun: 17\n")
-    assert trace.drain().lost == 17
+    trace = Trace(make_instance(tmp_path, page(1000, record(1), flags=MISSED)))
+    (tmp_path / "per_cpu/cpu0/stats").write_text("overrun: 17\nread events: 1\n")
+    assert drain(trace)[1] == 17
+    trace.close()
+
+
+def test_a_damaged_page_loses_its_own_records_alone(tmp_path: Path) -> None:
+    """The kernel's count of what was taken out tells how many they were."""
+    impossible = record(2).replace(struct.pack("<i", 1), struct.pack("<i", 99))
+    trace = Trace(make_instance(tmp_path, page(1000, record(1)) + page(2000, impossible, record(3))))
+    decoder = Decoder(trace.formats, trace.count_taken())
+    (tmp_path / "per_cpu/cpu0/stats").write_text("overrun: 0\nread events: 3\n")
+    assert drain(trace, decoder) == ([1], 2)
     trace.close()
 
 
@@ -155,7 +140,7 @@ def test_fields_in_another_order_are_read_by_their_offsets(tmp_path: Path) -> No
     text = (tmp_path / EVENT / "format").read_text()
     swapped = text.replace("oldstate;", "x;").replace("newstate;", "oldstate;").replace("x;", "newstate;")
     (tmp_path / EVENT / "format").write_text(swapped)
-    (found,) = decode_page(page(1000, record(9)), read_layout(path))
+    (found,) = decode_page(page(1000, record(9)), read_layout(read_formats(path)))
     assert (found.old.name, found.new.name) == ("ESTABLISHED", "SYN_SENT")
 
 

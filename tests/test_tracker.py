@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tcpwatchd.comparison import MOST_OWED, Owed, can_be
 from tcpwatchd.connection import End, Endpoint, Row, TcpState
 from tcpwatchd.procnet import Tables
-from tcpwatchd.tracker import MOST_OWED, Owed, Tracker, can_be
+from tcpwatchd.tracker import Tracker
 from tests.polls import Polls, take
 from tests.table import write_tables
 
@@ -412,7 +413,7 @@ def test_an_accepting_end_that_comes_long_after_its_opening(polls: Polls) -> Non
 
 
 def test_what_is_owed_is_bounded() -> None:
-    owed = Owed()
+    owed = Owed({})
     for number in range(MOST_OWED + 10):
         end = End(Endpoint(number.to_bytes(6, "big")), Endpoint(b"\2\2\2\2\0\2"))
         owed.add(end, number)

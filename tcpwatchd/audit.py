@@ -1,0 +1,91 @@
+"""What the polls missed, by the kernel's own counters (proc(5): /proc/net/snmp, /proc/net/netstat)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tcpwatchd.connection import Connection
+
+FILES = (
+    ("snmp", "Tcp:", ("PassiveOpens", "ActiveOpens", "AttemptFails")),
+    ("netstat", "TcpExt:", ("EmbryonicRsts",)),
+)
+COUNTERS = sum(len(names) for _, _, names in FILES)
+
+
+class CountersError(ValueError):
+    """A file does not hold the counters of TCP."""
+
+
+class Missed(NamedTuple):
+    """Connections that opened and closed between two polls; `outbound` is an upper bound."""
+
+    inbound: int
+    outbound: int
+
+
+class Audit:
+    """Compares what opened with what was reported. One inside this machine counts as inbound and as outbound.
+
+    An attempt that its program gives up is counted nowhere as failed, so what opened outbound is an upper
+    bound. AttemptFails also counts inbound handshakes that were reset; EmbryonicRsts tells how many.
+    """
+
+    def __init__(self, root: str = "/proc/self/net") -> None:
+        self._root = root
+        self._last: list[int] = []
+        self._inbound = self._outbound = 0
+        self.opened = Missed(0, 0)
+        """All that opened, reported or not."""
+
+    @property
+    def counters(self) -> list[int]:
+        """For another audit to go on from."""
+        return [self._inbound, self._outbound, *self._last]
+
+    def restore(self, counters: Sequence[int]) -> None:
+        if len(counters) == len(self.counters) + COUNTERS:
+            self._inbound, self._outbound, *self._last = counters
+
+    def read(self) -> list[int]:
+        """The counters, to be read before a snapshot. Raises OSError and CountersError."""
+        return [
+            count for file in FILES for count in read_counters(os.path.join(self._root, file[0]), *file[1:])
+        ]
+
+    def compare(self, counters: list[int], found: Iterable[Connection], connecting: int) -> Missed:
+        """What opened until the counters were read and was not found until the snapshot that followed.
+
+        What is found before it is counted is settled at the next comparison. `connecting` handshakes are
+        counted as opened and may yet fail.
+        """
+        changes = [now - last for now, last in zip(counters, self._last or counters)]
+        self._last = counters
+        if min(changes) < 0:  # of another network namespace
+            return Missed(0, 0)
+        passive, active, failed, reset = changes
+        active -= max(0, failed - reset)
+        self.opened = Missed(self.opened.inbound + passive, self.opened.outbound + active)
+        new = [connection for connection in found if connection.detected_by != "startup"]
+        # A connection of a socket to itself is opened and never accepted.
+        self._inbound += passive - sum(c.direction != "egress" and c.source != c.destination for c in new)
+        self._outbound += active - sum(c.direction != "ingress" for c in new)
+        missed = Missed(max(0, self._inbound), max(0, self._outbound - connecting))
+        self._inbound -= missed.inbound
+        self._outbound -= missed.outbound
+        return missed
+
+
+def read_counters(path: str, prefix: str, names: Sequence[str]) -> list[int]:
+    """Raises OSError and CountersError."""
+    with open(path) as file:
+        lines = [line.split() for line in file if line.startswith(prefix)]
+    try:
+        named = dict(zip(*lines))
+        return [int(named[name]) for name in names]
+    except (TypeError, KeyError, ValueError) as error:
+        raise CountersError(f"{path}: no counters of TCP") from error

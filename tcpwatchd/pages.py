@@ -1,0 +1,171 @@
+"""Raw pages of the kernel's ring buffers, decoded into transitions. No I/O.
+
+The layout of pages and records is the kernel's to tell, in events/header_page, events/header_event and the
+event's format (Documentation/trace/ring-buffer-design.rst).
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import struct
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tcpwatchd.connection import End, Endpoint, Formats, TcpState, Transition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from tcpwatchd.connection import Drain
+
+LONGEST_SHORT, PADDING, TIME_EXTEND, TIME_STAMP = 28, 29, 30, 31
+WITH_WORD = {0, PADDING, TIME_EXTEND, TIME_STAMP}
+"""Types of an entry whose first word is followed by a length or the upper bits of a time."""
+WORD = struct.Struct("=I")
+LOSS = struct.Struct("=Q")
+LITTLE = sys.byteorder == "little"
+MISSED, COUNTED, LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
+"""Parts of a commit word; its upper half may be the sign of the lower one."""
+
+ENTRY = r"type_len\s*:\s*5 bits\s+time_delta\s*:\s*27 bits\s+array\s*:\s*32 bits"
+FIELDS = ("common_pid", "skaddr", "oldstate", "newstate", "sport", "dport", "saddr_v6", "daddr_v6")
+"""In the order of known kernels."""
+CODES = {2: "H", 4: "i", 8: "Q", 16: "16s"}
+STATES = {state.value: state for state in TcpState}
+NOWHERE = End(Endpoint(), Endpoint())
+"""Stands for the end of a socket that closes: nobody asks for it."""
+
+
+class Layout(NamedTuple):
+    """Where things stand in a page and in a record."""
+
+    size: int
+    """Bytes of a page."""
+    data: int
+    """Where its records begin."""
+    header: struct.Struct
+    """Time stamp and commit word of a page."""
+    unpack: Callable[[bytes, int], tuple[Any, ...]]
+    """The fields of a record that begins at an offset, in the order of FIELDS."""
+
+
+class Decoder:
+    """Joins the pages of drains, of all CPUs, into one line of transitions.
+
+    `taken` is how many records had been taken out of each CPU before. Raises ValueError for a kernel whose
+    layout is not understood.
+    """
+
+    def __init__(self, formats: Formats, taken: Mapping[int, int], early: Iterable[Transition] = ()) -> None:
+        self.layout = read_layout(formats)
+        self.taken = dict(taken)
+        self.early = list(early)
+        """What the last drain took out too early, and the next one brings."""
+
+    def take(self, drain: Drain) -> tuple[list[Transition], int]:
+        """Transitions in the order of time, and how many records were lost or could not be decoded.
+
+        Those newer than the start of the drain wait for the next one: a pair of transitions on two CPUs could
+        come out of order otherwise.
+        """
+        found: list[Transition] = []
+        damaged = False
+        for page in drain.pages:
+            try:
+                found += decode_page(page, self.layout)
+            except (KeyError, struct.error):  # what no kernel writes; the kernel's count tells how many
+                damaged = True
+        decoded = len(found)
+        taken = sum(records - self.taken.get(cpu, 0) for cpu, records in drain.taken.items())
+        self.taken.update(drain.taken)
+        found += self.early
+        found.sort(key=operator.itemgetter(0))
+        self.early = [transition for transition in found if transition.time > drain.began]
+        lost = drain.lost + (max(1, taken - decoded) if damaged else 0)
+        return found[: len(found) - len(self.early)], lost
+
+    def take_rest(self) -> list[Transition]:
+        """What the last drain left for the next one, when there will be none."""
+        rest, self.early = self.early, []
+        return rest
+
+
+def read_layout(formats: Formats) -> Layout:
+    """Raises ValueError for a kernel whose layout is not understood."""
+    page, record = parse_fields(formats.page), parse_fields(formats.record)
+    if (
+        not re.search(ENTRY, formats.entry)
+        or not {"timestamp", "commit", "data"} <= page.keys()
+        or not set(FIELDS) <= record.keys()
+    ):
+        raise ValueError("this kernel's trace records have an unknown layout")
+    data, capacity = page["data"]
+    commit = struct.Struct(f"=Q{CODES[page['commit'][1]].upper()}")
+    return Layout(data + capacity, data, commit, make_unpack(record))
+
+
+def trim(page: bytes, layout: Layout) -> bytes:
+    """Without what follows its records and the count of lost ones."""
+    _, commit = layout.header.unpack_from(page)
+    return page[: layout.data + (commit & LENGTH) + LOSS.size]
+
+
+def find_loss(page: bytes, layout: Layout) -> int | None:
+    """How many records were overwritten before this page; None if some were and it had no room to say."""
+    _, commit = layout.header.unpack_from(page)
+    if not commit & MISSED:
+        return 0
+    if not commit & COUNTED:
+        return None
+    return int(LOSS.unpack_from(page, layout.data + (commit & LENGTH))[0])
+
+
+def make_unpack(fields: dict[str, tuple[int, int]]) -> Callable[[bytes, int], tuple[Any, ...]]:
+    ordered = sorted(FIELDS, key=fields.__getitem__)
+    codes, end = "=", 0
+    for offset, size in map(fields.__getitem__, ordered):
+        codes += f"{offset - end}x{CODES[size]}"
+        end = offset + size
+    unpack = struct.Struct(codes).unpack_from
+    if ordered == list(FIELDS):
+        return unpack
+    pick = operator.itemgetter(*map(ordered.index, FIELDS))
+    return lambda page, at: pick(unpack(page, at))
+
+
+def decode_page(page: bytes, layout: Layout) -> list[Transition]:
+    """The transitions of a page, in its order. Raises KeyError and struct.error for what no kernel writes."""
+    now, commit = layout.header.unpack_from(page)
+    at, end = layout.data, layout.data + (commit & LENGTH)
+    found = []
+    while at + 4 <= end:
+        (word,) = WORD.unpack_from(page, at)
+        kind, delta = (word & 31, word >> 5) if LITTLE else (word >> 27, word & 0x07FFFFFF)
+        at += 4
+        if kind == PADDING and not delta:
+            break
+        extra = WORD.unpack_from(page, at)[0] if kind in WITH_WORD else 0
+        now = (extra << 27) + delta if kind == TIME_STAMP else now + delta
+        if kind == TIME_EXTEND:
+            now += extra << 27
+        if kind <= LONGEST_SHORT:
+            start = at + 4 if kind == 0 else at
+            found.append(decode_record(page, start, now, layout))
+        at += extra if kind in (0, PADDING) else 4 if kind in WITH_WORD else 4 * kind
+    return found
+
+
+def decode_record(page: bytes, start: int, when: int, layout: Layout) -> Transition:
+    pid, skaddr, old, new, sport, dport, source, destination = layout.unpack(page, start)
+    if new == TcpState.CLOSE:
+        return Transition(when, skaddr, STATES[old], STATES[new], NOWHERE, pid)
+    local = Endpoint.unmap(source + sport.to_bytes(2, "big"))
+    remote = Endpoint.unmap(destination + dport.to_bytes(2, "big"))
+    return Transition(when, skaddr, STATES[old], STATES[new], End(local, remote), pid)
+
+
+def parse_fields(text: str) -> dict[str, tuple[int, int]]:
+    """Name → offset and size, of the lines of a format file."""
+    found = re.findall(r"field:[^;]*?(\w+)(?:\[\d+\])?;\s*offset:(\d+);\s*size:(\d+);", text)
+    return {name: (int(offset), int(size)) for name, offset, size in found}
