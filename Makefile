@@ -2,6 +2,7 @@ PREFIX = /usr
 DESTDIR =
 ARGS =
 PYTHON = python3
+SOAK = tests/test_histories.py tests/test_line.py tests/test_tracefs_pages.py tests/test_fuzz.py tests/test_proof.py tests/system/test_faults.py
 VENV = .venv
 LIBDIR = $(PREFIX)/lib/tcpwatchd
 UNITDIR = $(PREFIX)/lib/systemd/system
@@ -16,8 +17,8 @@ run:  ## watch in the foreground; ARGS="--output json" passes flags
 test: $(VENV)/ready  ## set up and run all tests
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-soak: $(VENV)/ready  ## run the long forms of the property tests
-	HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/test_histories.py tests/test_tracefs_pages.py
+soak: $(VENV)/ready  ## run the long forms of the property, fuzzing and fault tests
+	HYPOTHESIS_PROFILE=long FUZZ_RUNS=1000000 CHURN_SECONDS=60 KILLS=20 $(VENV)/bin/python -m pytest $(SOAK)
 
 lint: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -67,7 +67,7 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
             if settings.trace == "require":
                 raise
             untraced = str(error)
-    line = Line(sink, store, trace)
+    line = Line(sink, store, trace, notifier.alive)
     watch = Watch(line, sink, notifier, signals, settings.interval, trace, untraced)
     watch.run_once() if settings.once else watch.run()
     if watch.unkept:

@@ -40,10 +40,19 @@ class Rest(NamedTuple):
 class Line:
     """From both sources to the sink.
 
-    `trace` is None where only the tables are to be had; `root` is the directory of tables and counters.
+    `trace` is None where only the tables are to be had; `alive` is called between the stages of a poll, which
+    may take long; `root` is the directory of tables and counters.
     """
 
-    def __init__(self, sink: Sink, store: Store, trace: Trace | None, root: str = "/proc/self/net") -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        store: Store,
+        trace: Trace | None,
+        alive: Callable[[], None] = lambda: None,
+        root: str = "/proc/self/net",
+    ) -> None:
+        self._alive = alive
         self._tables = Tables(root)
         self._tracker = Tracker()
         self._audit = Audit(root)
@@ -117,9 +126,11 @@ class Line:
         """Find what is new, and keep it. Raises OSError, TableError and CountersError."""
         counters = self._audit.read()
         snapshot = self._tables.read_snapshot(self._tracker.heard)
+        self._alive()
         self.drain()
         self._tables.keep()
         polled = self._tracker.find_new(snapshot)
+        self._alive()
         self._outbox.add(polled)
         missed = self._audit.compare(counters, () if self._trace else polled, snapshot.connecting)
         if self._trace:
@@ -132,6 +143,7 @@ class Line:
         self._warn(snapshot.malformed)
         self._changed |= bool(snapshot.fresh or snapshot.gone)
         self._save()
+        self._alive()
 
     def drain(self) -> None:
         """Take out what the trace has, put it aside, and hear it. Raises OSError."""

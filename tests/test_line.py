@@ -76,7 +76,7 @@ class Machine:
         self._ring.count(read=False)
         self._trace = Trace(str(self._folder / "trace"))
         self._store = Store(str(self._folder / "run"))
-        self.line = Line(self.reader, self._store, self._trace, str(self._folder / "net"))
+        self.line = Line(self.reader, self._store, self._trace, root=str(self._folder / "net"))
         self.line.resume()
         self._ring.count(read=True)
         self._poll(0, 0)

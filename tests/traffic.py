@@ -3,7 +3,7 @@
 It prints what its sockets saw as JSON. Usage:
 
     traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS] | short COUNT [ADDRESS]
-    traffic.py churn RATE SECONDS
+    traffic.py churn RATE SECONDS | listen PORT BACKLOG
 """
 
 from __future__ import annotations
@@ -111,6 +111,14 @@ def open_short(count: str, address: str = "127.0.0.1") -> None:
     hold([server], [server.getsockname()[1], ports])
 
 
+def just_listen(port: str, backlog: str) -> None:
+    """At every address; nothing is accepted."""
+    server = socket.socket()
+    server.bind(("0.0.0.0", int(port)))
+    server.listen(int(backlog))
+    hold([server], [])
+
+
 def churn(rate: str, seconds: str) -> None:
     """So many connections a second, reset at once, a hundred bursts a second; tells both ports of each."""
     server = listen("127.0.0.1")
@@ -134,6 +142,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "many": open_many,
     "short": open_short,
     "churn": churn,
+    "listen": just_listen,
 }
 
 if __name__ == "__main__":

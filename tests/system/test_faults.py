@@ -1,0 +1,226 @@
+"""Both units under a load with known truth, while everything around them is killed, stopped and spoilt."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tcpwatchd import event
+from tests.holder import Traffic
+from tests.mixed import PORT4
+from tests.namespace import Namespace, run, wait_until
+from tests.system.container import TRACING, Container, install, needs_container
+from tests.system.service import configure, entries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+KILLS = int(os.environ.get("KILLS", "3"))
+RATE = 50
+BATCH = 50
+"""Connections that a drain can have brought at this rate, generously."""
+HOST, PEER, HOST6, PEER6 = "10.78.3.1", "10.78.3.2", "fd00:78:3::1", "fd00:78:3::2"
+PORTS = {str(port) for port in range(PORT4, PORT4 + 10)}
+INSTANCE = Path(TRACING) / "instances/tcpwatchd"
+Ends = Counter[tuple[str, ...]]
+
+pytestmark = [
+    needs_container,
+    pytest.mark.skipif(
+        os.geteuid() == 0 and not Path(TRACING).is_dir(), reason="needs a kernel with tracefs"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[Container]:
+    with Container("bookworm", traced=True) as booted:
+        install(booted.root)
+        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.boot()
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def client(container: Container) -> Iterator[Namespace]:
+    with Namespace() as made:
+        made.join(PEER, container.leader, HOST)
+        run(*made.prefix, "ip", "address", "add", f"{PEER6}/64", "dev", "ve0", "nodad")
+        container.run("ip", "address", "add", f"{HOST6}/64", "dev", "ve1", "nodad")
+        yield made
+
+
+@pytest.fixture
+def service(container: Container) -> Iterator[Container]:
+    configure(container, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 5")
+    container.run("systemctl", "start", "tcpwatchd")
+    yield container
+    container.run("systemctl", "stop", "tcpwatchd")
+    wait_until(lambda: not INSTANCE.exists(), 10, "no instance after stop")
+
+
+class Load:
+    """Mixed connections from the client's network while something is done; then what was written of them."""
+
+    def __init__(self, container: Container, client: Namespace) -> None:
+        self._container, self._client = container, client
+        self._before = self._read()
+
+    def run(self, seconds: int, harm: Callable[[], None]) -> tuple[Ends, Ends]:
+        """What is missing, and what was written again."""
+        server = Traffic(self._container.leader, "server", script="mixed.py")
+        server.truth()
+        plan = (str(RATE * seconds), str(seconds), "10", str(seconds))
+        clients = Traffic(self._client.pid, "client", HOST, HOST6, *plan, script="mixed.py")
+        harm()
+        truth = Counter(tuple(map(str, ends)) for ends in clients.truth())
+        wait_until(lambda: not truth - self._found() or self._settled(), 60, "all written")
+        found = self._found()
+        clients.end()
+        server.end()
+        counts = [sum(ends.values()) for ends in (truth, truth - found, found - truth)]
+        print("opened {}, missing {}, written again {}".format(*counts))
+        return truth - found, found - truth
+
+    def _settled(self) -> bool:
+        before = self._found()
+        time.sleep(6)
+        return self._found() == before
+
+    def _found(self) -> Ends:
+        return self._read() - self._before
+
+    def _read(self) -> Ends:
+        names = ("SOURCE_IP", "SOURCE_PORT", "DESTINATION_IP", "DESTINATION_PORT")
+        found = entries(self._container, event.CONNECTION_OPENED)
+        return Counter(tuple(e[name] for name in names) for e in found if e["DESTINATION_PORT"] in PORTS)
+
+
+def count_lost(container: Container) -> int:
+    return sum(int(e["TCPWATCHD_RECORDS_LOST"]) for e in entries(container, event.RECORDS_LOST))
+
+
+def kill(container: Container, unit: str, name: str) -> None:
+    container.run("systemctl", "kill", f"--signal={name}", unit)
+
+
+def wait_active(container: Container) -> None:
+    wait_until(lambda: container.show("tcpwatchd", "ActiveState") == "active", 20, "active")
+
+
+def test_kills_of_the_daemon(service: Container, client: Namespace) -> None:
+    """Nothing is missing; again is what was just being written."""
+    lost = count_lost(service)
+
+    def harm() -> None:
+        for _ in range(KILLS):
+            time.sleep(3)
+            kill(service, "tcpwatchd", "KILL")
+            time.sleep(0.2)
+            wait_active(service)
+
+    missing, again = Load(service, client).run(4 * KILLS + 5, harm)
+    assert sum(missing.values()) <= count_lost(service) - lost
+    assert sum(again.values()) <= BATCH * KILLS
+
+
+def test_restarts_of_the_daemon(service: Container, client: Namespace) -> None:
+    def harm() -> None:
+        for _ in range(5):
+            time.sleep(1.5)
+            service.run("systemctl", "restart", "tcpwatchd")
+
+    assert Load(service, client).run(15, harm) == (Counter(), Counter())
+
+
+@pytest.mark.parametrize("harm", ["restart", "KILL"])
+def test_journald_ends(service: Container, client: Namespace, harm: str) -> None:
+    def end() -> None:
+        for _ in range(3):
+            time.sleep(1)
+            if harm == "restart":
+                service.run("systemctl", "restart", "systemd-journald")
+            else:
+                kill(service, "systemd-journald", "KILL")
+
+    missing, again = Load(service, client).run(8, end)
+    assert (missing, again) == (Counter(), Counter())
+
+
+def test_journald_stands_still(service: Container, client: Namespace) -> None:
+    """For 20 seconds; the daemon lives on, can be stopped, and writes everything afterwards, in order."""
+    main, stopped = service.show("tcpwatchd", "MainPID"), len(entries(service, event.WATCH_STOPPED))
+    took = []
+
+    def stand() -> None:
+        kill(service, "systemd-journald", "STOP")
+        try:
+            time.sleep(15)
+            assert service.show("tcpwatchd", "MainPID") == main
+            assert "wait to be written" in service.show("tcpwatchd", "StatusText")
+            began = time.monotonic()
+            service.run("systemctl", "restart", "tcpwatchd")
+            took.append(time.monotonic() - began)
+            time.sleep(5)
+        finally:
+            kill(service, "systemd-journald", "CONT")
+
+    load = Load(service, client)
+    assert load.run(25, stand) == (Counter(), Counter())
+    assert took[0] < 4, "stopped within two seconds, and started again"
+    starts = [
+        e["EVENT_START"] for e in entries(service, event.CONNECTION_OPENED) if e["DESTINATION_PORT"] in PORTS
+    ]
+    assert starts == sorted(starts)
+    assert len(entries(service, event.WATCH_STOPPED)) == stopped + 1
+
+
+def test_the_sockets_of_journald_are_stopped(service: Container, client: Namespace) -> None:
+    sockets = ["systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald-audit.socket"]
+
+    def stop() -> None:
+        service.try_run("systemctl", "stop", *sockets, "systemd-journald")
+        time.sleep(4)
+        service.run("systemctl", "start", *sockets[:2], "systemd-journald")
+
+    assert Load(service, client).run(8, stop) == (Counter(), Counter())
+
+
+def test_the_trace_is_made_anew(service: Container, client: Namespace) -> None:
+    """What opens and closes between the two instances is in a gap that is told."""
+    gaps = len(entries(service, event.TRACE_GAP))
+
+    def harm() -> None:
+        time.sleep(3)
+        service.run("systemctl", "restart", "tcpwatchd-trace")
+
+    missing, again = Load(service, client).run(10, harm)
+    gap: list[dict[str, Any]] = entries(service, event.TRACE_GAP)[gaps:]
+    assert len(gap) == 1
+    assert sum(missing.values()) <= RATE * 5
+    assert again == Counter()
+
+
+def test_the_runtime_directory_is_spoilt(service: Container, client: Namespace) -> None:
+    """Told in one entry; what is open is told again, as at a first start."""
+    complaints = len(entries(service, event.BASELINE_UNUSABLE))
+    baseline = "/run/private/tcpwatchd/baseline"
+
+    def harm() -> None:
+        time.sleep(3)
+        kill(service, "tcpwatchd", "STOP")
+        service.run("sh", "-c", f"head -c 200 {baseline} > {baseline}.cut; cat {baseline}.cut > {baseline}")
+        kill(service, "tcpwatchd", "KILL")
+        time.sleep(0.5)
+        wait_active(service)
+
+    missing, again = Load(service, client).run(10, harm)
+    assert len(entries(service, event.BASELINE_UNUSABLE)) == complaints + 1
+    assert sum(missing.values()) <= BATCH
+    at_start = entries(service, event.CONNECTION_OPENED, "TCPWATCHD_DETECTED_BY=startup")
+    assert sum(again.values()) <= len(at_start)

@@ -1,0 +1,219 @@
+"""What goes wrong around the daemon: readers that are slow, limits, failing system calls, late polls."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tcpwatchd import event
+from tests.daemon import Daemon, with_proc
+from tests.namespace import run, wait_until
+from tests.table import write_counters
+from tests.test_watch import FAST, read_event, read_started, show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
+MANY = 5000
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A directory to be /proc, with empty tables."""
+    (tmp_path / "self" / "net").mkdir(parents=True)
+    write_counters(tmp_path / "self" / "net")
+    show(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def daemon(proc: Path) -> Iterator[Daemon]:
+    made = Daemon(*FAST, prefix=with_proc(proc))
+    read_started(made)
+    yield made
+    made.process.kill()
+    made.process.communicate()
+
+
+def start_with(runtime: Path, proc: Path) -> Daemon:
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(runtime)}
+    return Daemon(*FAST, prefix=with_proc(proc), env=environment)
+
+
+def read_until(daemon: Daemon, message_id: str) -> list[dict[str, str]]:
+    found = [read_event(daemon)]
+    while found[-1]["MESSAGE_ID"] != message_id:
+        found.append(read_event(daemon))
+    return found
+
+
+def test_a_reader_that_is_slow_gets_all_of_it_in_order(proc: Path, daemon: Daemon) -> None:
+    show(proc, *range(1, MANY + 1))
+    time.sleep(1)
+    show(proc, *range(1, MANY + 2))
+    time.sleep(1)
+    ports = [int(read_event(daemon)["SOURCE_PORT"]) for _ in range(MANY + 1)]
+    assert ports == list(range(1, MANY + 2))
+
+
+def test_a_stuck_reader_does_not_keep_it_from_stopping(proc: Path, tmp_path: Path) -> None:
+    """What was found is told on stderr where it cannot be kept, else written at the next start."""
+    show(proc, *range(1, MANY + 1))
+    for runtime in (None, tmp_path / "run"):
+        environment = {**os.environ, **({"RUNTIME_DIRECTORY": str(runtime)} if runtime else {})}
+        if runtime:
+            runtime.mkdir()
+        made = Daemon(*FAST, prefix=with_proc(proc), env=environment)
+        read_started(made)
+        time.sleep(1)
+        began = time.monotonic()
+        made.process.send_signal(signal.SIGTERM)
+        assert made.process.wait(timeout=3) == 0
+        assert time.monotonic() - began < 2
+        out, err = made.process.communicate()
+        written = out.count(event.CONNECTION_OPENED.encode()) + made._rest.count(
+            event.CONNECTION_OPENED.encode()
+        )
+        unwritten = MANY - written
+        assert 0 < unwritten < MANY
+        if not runtime:
+            assert err.decode() == f"tcpwatchd: {unwritten} connections were found and not written\n"
+    again = Daemon(*FAST, prefix=with_proc(proc), env=environment)
+    found = read_until(again, event.WATCH_STARTED)
+    assert err == b""
+    assert len([f for f in found if f["MESSAGE_ID"] == event.CONNECTION_OPENED]) == unwritten
+    again.end(signal.SIGTERM)
+
+
+def test_too_many_open_files(proc: Path, daemon: Daemon) -> None:
+    limit(daemon, "--nofile=3:4096")
+    failed = read_event(daemon)
+    assert failed["MESSAGE_ID"] == event.POLL_FAILED
+    assert "Too many open files" in failed["ERROR_MESSAGE"]
+    show(proc, 5001)
+    limit(daemon, "--nofile=1024:4096")
+    found = read_until(daemon, event.POLL_RECOVERED)
+    assert [fields["MESSAGE_ID"] for fields in found] == [event.CONNECTION_OPENED, event.POLL_RECOVERED]
+
+
+def limit(daemon: Daemon, value: str) -> None:
+    run("prlimit", "--pid", str(daemon.process.pid), value)
+
+
+@pytest.mark.parametrize("error", ["ENOMEM", "EIO"])
+def test_reading_the_table_fails(proc: Path, daemon: Daemon, error: str) -> None:
+    """Injected into the system call by strace."""
+    table = "/proc/self/net/tcp"
+    command = ["strace", "-qq", "-o", "/dev/null", "-P", table, "-e", f"inject=read:error={error}", "-p"]
+    with subprocess.Popen([*command, str(daemon.process.pid)], stderr=subprocess.PIPE) as strace:
+        failed = read_event(daemon)
+        assert failed["MESSAGE_ID"] == event.POLL_FAILED
+        strace.terminate()
+    show(proc, 5001)
+    wanted = {event.CONNECTION_OPENED, event.POLL_RECOVERED}
+    while wanted:
+        wanted.discard(read_event(daemon)["MESSAGE_ID"])
+    assert daemon.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_poll_that_comes_late(proc: Path, daemon: Daemon) -> None:
+    """As after a suspension: one poll, then the old rhythm."""
+    daemon.process.send_signal(signal.SIGSTOP)
+    show(proc, 5001)
+    time.sleep(2)
+    daemon.process.send_signal(signal.SIGCONT)
+    assert read_event(daemon)["SOURCE_PORT"] == "5001"
+    show(proc, 5001, 5002)
+    assert read_event(daemon)["SOURCE_PORT"] == "5002"
+    _, rest, _ = daemon.end(signal.SIGTERM)
+    assert len(rest.splitlines()) == 1
+
+
+def test_the_table_of_ipv6_goes_and_comes(proc: Path, daemon: Daemon) -> None:
+    net = proc / "self" / "net"
+    show(proc, 5001)
+    assert read_event(daemon)["SOURCE_PORT"] == "5001"
+    (net / "tcp6").rename(net / "hidden")
+    time.sleep(0.3)
+    (net / "hidden").rename(net / "tcp6")
+    show(proc, 5001, 5002)
+    assert read_event(daemon)["SOURCE_PORT"] == "5002"
+
+
+def test_counters_that_vanish_fail_a_poll_and_no_more(proc: Path, daemon: Daemon) -> None:
+    net = proc / "self" / "net"
+    shutil.move(net / "snmp", net / "hidden")
+    assert read_event(daemon)["ERROR_MESSAGE"] == "/proc/self/net/snmp: No such file or directory"
+    shutil.move(net / "hidden", net / "snmp")
+    assert read_event(daemon)["MESSAGE_ID"] == event.POLL_RECOVERED
+
+
+def test_short_connections_are_counted_by_the_kernels_counters(proc: Path, daemon: Daemon) -> None:
+    write_counters(proc / "self" / "net", inbound=7, outbound=4)
+    missed = read_event(daemon)
+    assert missed["MESSAGE_ID"] == event.CONNECTIONS_MISSED
+    assert (missed["TCPWATCHD_MISSED_INBOUND"], missed["TCPWATCHD_MISSED_OUTBOUND"]) == ("7", "4")
+    totals: Any = json.loads(daemon.end(signal.SIGTERM)[1])
+    assert (totals["TCPWATCHD_MISSED_INBOUND"], totals["TCPWATCHD_OPENED_OUTBOUND"]) == ("7", "4")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"", "not a baseline of this version: b''"),
+        (b"tcpwatchd-baseline 9 00000000\n[]", "not a baseline of this version"),
+        (b"tcpwatchd-baseline 1 00000000\n[]", "damaged: its checksum is another"),
+        (None, "Is a directory"),
+    ],
+    ids=["empty", "version", "damaged", "unreadable"],
+)
+def test_a_spoilt_baseline_makes_a_first_start(
+    proc: Path, tmp_path: Path, text: bytes | None, complaint: str
+) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    if text is None:
+        (runtime / "baseline").mkdir()
+    else:
+        (runtime / "baseline").write_bytes(text)
+    show(proc, 5001)
+    daemon = start_with(runtime, proc)
+    unusable = read_event(daemon)
+    assert unusable["MESSAGE_ID"] == event.BASELINE_UNUSABLE
+    assert complaint in unusable["MESSAGE"]
+    assert "\n" not in unusable["MESSAGE"]
+    read_started(daemon)
+    assert read_event(daemon)["TCPWATCHD_DETECTED_BY"] == "startup"
+    assert daemon.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_full_runtime_directory_ends_nothing(proc: Path, tmp_path: Path) -> None:
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", runtime)
+    try:
+        daemon = start_with(runtime, proc)
+        read_started(daemon)
+        show(proc, *range(1, MANY + 1))
+        found = [read_event(daemon) for _ in range(MANY + 1)]
+        assert [f["MESSAGE_ID"] for f in found].count(event.BASELINE_UNUSABLE) == 1
+        show(proc, *range(1, 10))
+        wait_until(lambda: b":0009 " in (runtime / "baseline").read_bytes(), 5, "saved again")
+        daemon.process.kill()
+        daemon.process.communicate()
+        daemon = start_with(runtime, proc)
+        read_started(daemon)
+        show(proc, *range(1, 11))
+        assert read_event(daemon)["SOURCE_PORT"] == "10"
+        daemon.end(signal.SIGTERM)
+    finally:
+        run("umount", runtime)
