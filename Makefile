@@ -6,6 +6,7 @@ SOAK = tests/test_histories.py tests/test_line.py tests/test_tracefs_pages.py te
 VENV = .venv
 LIBDIR = $(PREFIX)/lib/tcpwatchd
 UNITDIR = $(PREFIX)/lib/systemd/system
+MANDIR = $(PREFIX)/share/man
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
 
 help:  ## list the targets
@@ -41,5 +42,12 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/tcpwatchd.service systemd/tcpwatchd-trace.service
 	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
+	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/tcpwatchd.8
 
-.PHONY: help run test soak lint bench install
+deb:  ## build the Debian package into dist/
+	@packaging/build-deb
+
+rpm:  ## build the RPM packages into dist/; ARGS passes flags to rpmbuild
+	@packaging/build-rpm $(ARGS)
+
+.PHONY: help run test soak lint bench install deb rpm

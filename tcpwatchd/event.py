@@ -68,8 +68,10 @@ def connection_opened(connection: Connection, opened: int) -> Event:
     )
 
 
-def watch_started(version: str, interval: float, now: int) -> Event:
+def watch_started(version: str, interval: float, ipv6: bool, now: int) -> Event:
     message = f"Started: version {version} watches the tables of TCP sockets every {interval:g} s"
+    if not ipv6:
+        message += "; this kernel has no IPv6"
     fields = {"TCPWATCHD_VERSION": version, "TCPWATCHD_INTERVAL": f"{interval:g}"}
     return _own(now, WATCH_STARTED, INFO, message, **fields)
 

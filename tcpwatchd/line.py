@@ -86,6 +86,11 @@ class Line:
         }
 
     @property
+    def ipv6(self) -> bool:
+        """Whether there is a table of IPv6."""
+        return self._tables.ipv6
+
+    @property
     def open(self) -> int:
         """Sockets with an open connection in the last snapshot."""
         return self._tracker.open

@@ -139,7 +139,7 @@ class Table:
     """
 
     def __init__(self, path: str, rows: Format) -> None:
-        self._path = path
+        self.path = path
         self._format = rows
         self.blocks: list[set[bytes]] = []
         self._index: set[bytes] | None = None
@@ -155,7 +155,7 @@ class Table:
         blocks: list[set[bytes]] = []
         came: list[bytes] = []
         went: set[bytes] = set()
-        slices = map(self._format.slice_rows, read_blocks(self._path))
+        slices = map(self._format.slice_rows, read_blocks(self.path))
         for read, last in zip_longest(slices, self.blocks):
             known, block = last or set(), read or []
             if known != set(block):
@@ -238,6 +238,11 @@ class Tables:
         self._changes: list[Change] = []
         self._addresses: set[bytes] = set()
         self._connecting = 0
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether the kernel has a table of IPv6."""
+        return os.path.exists(self._tables[1].path)
 
     @property
     def blocks(self) -> list[list[set[bytes]]]:

@@ -63,7 +63,7 @@ class Watch:
         """Watch until asked to stop. Raises what the first poll or the sink raises."""
         deadline = time.monotonic()
         self._line.resume()
-        self._line.say(event.watch_started(__version__, self._interval, now()))
+        self._line.say(event.watch_started(__version__, self._interval, self._line.ipv6, now()))
         if self._trace:
             self._line.say(event.trace_used(self._trace.path, now()))
         elif self._untraced:

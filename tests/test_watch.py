@@ -118,6 +118,17 @@ def test_once_reports_what_is_open_and_exits(proc: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_a_kernel_without_ipv6_is_told_once(proc: Path) -> None:
+    (proc / "self" / "net" / "tcp6").unlink()
+    daemon = Daemon(*FAST, prefix=with_proc(proc))
+    assert read_event(daemon)["MESSAGE"].endswith("; this kernel has no IPv6")
+    write_tables(
+        proc / "self" / "net", [row(0, endpoint4("10.0.0.5", 1), endpoint4("192.0.2.1", 2), 1, 3)], None
+    )
+    assert read_event(daemon)["SOURCE_PORT"] == "1"
+    assert len(daemon.end(signal.SIGTERM)[1].splitlines()) == 1
+
+
 def test_a_failed_poll_is_told_once_and_tried_again(proc: Path) -> None:
     daemon = Daemon(*FAST, prefix=with_proc(proc))
     read_started(daemon)

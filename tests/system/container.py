@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
-PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make"
+PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make,rpm"
 BOOT_TIMEOUT = 60.0
 TRACING = "/sys/kernel/tracing"
 
@@ -39,16 +39,29 @@ def find_mirror() -> str:
     return targets.stdout.split()[0]
 
 
-def make_tree(suite: str, packages: str = PACKAGES) -> Path:
-    """The root of a minimal Debian, made once and kept; never changed after."""
-    tree = CACHE / f"{suite}-{hashlib.sha256(packages.encode()).hexdigest()[:12]}"
-    if not tree.exists():
-        CACHE.mkdir(exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=CACHE))
-        run("debootstrap", "--variant=minbase", f"--include={packages}", suite, partial, find_mirror())
+def make_tree(suite: str, more: str = "") -> Path:
+    """The root of a minimal Debian, with more packages if wanted; made once and kept, never changed after."""
+    tree = CACHE / f"{suite}-{hashlib.sha256(f'{PACKAGES} {more}'.encode()).hexdigest()[:12]}"
+    if tree.exists():
+        return tree
+    CACHE.mkdir(exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=CACHE))
+    if more:
+        run("cp", "--archive", "--no-target-directory", make_tree(suite), partial)
+        install_more(partial, more.split(","))
+    else:
+        run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, partial, find_mirror())
         partial.chmod(0o755)
-        partial.rename(tree)
+    partial.rename(tree)
     return tree
+
+
+def install_more(root: Path, packages: list[str]) -> None:
+    """With apt, inside; the network and its names are this machine's."""
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    inside = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "-D", str(root)]
+    quietly = ["--setenv=DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq"]
+    run(*inside, *quietly, "--no-install-recommends", *packages)
 
 
 class Layers:
@@ -130,3 +143,11 @@ def install(root: Path) -> None:
     """As an administrator does it from the source: `make install`, here into the tree before it boots."""
     path = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     run("make", "-C", PROJECT, "install", f"DESTDIR={root}", env=path)
+
+
+def copy_source(target: Path) -> None:
+    """The files that git knows, or would."""
+    listed = run("git", "-C", PROJECT, "ls-files", "--cached", "--others", "--exclude-standard").stdout
+    for name in filter(lambda name: (PROJECT / name).exists(), listed.splitlines()):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, target / name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.namespace import run
-from tests.system.container import PACKAGES, PROJECT, Layers, install, make_tree
+from tests.system.container import PROJECT, Layers, install, make_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ needs_machine = pytest.mark.skipif(
 def run_inside(suite: str, scenario: str, parameters: str, folder: Path) -> Any:
     """Boot, run a scenario of inside.py, and return what it wrote."""
     image = folder / f"{scenario}.ext4"
-    layers = Layers(make_tree(suite, f"{PACKAGES},{KERNEL}"))
+    layers = Layers(make_tree(suite, KERNEL))
     try:
         install(layers.root)
         shutil.copytree(PROJECT / "tests", layers.root / "src/tests")

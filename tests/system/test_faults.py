@@ -11,23 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tcpwatchd import event
-from tests.holder import Traffic
-from tests.mixed import PORT4
-from tests.namespace import Namespace, run, wait_until
+from tests.namespace import Namespace, wait_until
 from tests.system.container import TRACING, Container, install, needs_container
+from tests.system.load import PORTS, RATE, Load, join
 from tests.system.service import configure, entries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 KILLS = int(os.environ.get("KILLS", "3"))
-RATE = 50
 BATCH = 50
 """Connections that a drain can have brought at this rate, generously."""
-HOST, PEER, HOST6, PEER6 = "10.78.3.1", "10.78.3.2", "fd00:78:3::1", "fd00:78:3::2"
-PORTS = {str(port) for port in range(PORT4, PORT4 + 10)}
 INSTANCE = Path(TRACING) / "instances/tcpwatchd"
-Ends = Counter[tuple[str, ...]]
 
 pytestmark = [
     needs_container,
@@ -49,9 +44,7 @@ def container() -> Iterator[Container]:
 @pytest.fixture(scope="module")
 def client(container: Container) -> Iterator[Namespace]:
     with Namespace() as made:
-        made.join(PEER, container.leader, HOST)
-        run(*made.prefix, "ip", "address", "add", f"{PEER6}/64", "dev", "ve0", "nodad")
-        container.run("ip", "address", "add", f"{HOST6}/64", "dev", "ve1", "nodad")
+        join(made, container)
         yield made
 
 
@@ -62,43 +55,6 @@ def service(container: Container) -> Iterator[Container]:
     yield container
     container.run("systemctl", "stop", "tcpwatchd")
     wait_until(lambda: not INSTANCE.exists(), 10, "no instance after stop")
-
-
-class Load:
-    """Mixed connections from the client's network while something is done; then what was written of them."""
-
-    def __init__(self, container: Container, client: Namespace) -> None:
-        self._container, self._client = container, client
-        self._before = self._read()
-
-    def run(self, seconds: int, harm: Callable[[], None]) -> tuple[Ends, Ends]:
-        """What is missing, and what was written again."""
-        server = Traffic(self._container.leader, "server", script="mixed.py")
-        server.truth()
-        plan = (str(RATE * seconds), str(seconds), "10", str(seconds))
-        clients = Traffic(self._client.pid, "client", HOST, HOST6, *plan, script="mixed.py")
-        harm()
-        truth = Counter(tuple(map(str, ends)) for ends in clients.truth())
-        wait_until(lambda: not truth - self._found() or self._settled(), 60, "all written")
-        found = self._found()
-        clients.end()
-        server.end()
-        counts = [sum(ends.values()) for ends in (truth, truth - found, found - truth)]
-        print("opened {}, missing {}, written again {}".format(*counts))
-        return truth - found, found - truth
-
-    def _settled(self) -> bool:
-        before = self._found()
-        time.sleep(6)
-        return self._found() == before
-
-    def _found(self) -> Ends:
-        return self._read() - self._before
-
-    def _read(self) -> Ends:
-        names = ("SOURCE_IP", "SOURCE_PORT", "DESTINATION_IP", "DESTINATION_PORT")
-        found = entries(self._container, event.CONNECTION_OPENED)
-        return Counter(tuple(e[name] for name in names) for e in found if e["DESTINATION_PORT"] in PORTS)
 
 
 def count_lost(container: Container) -> int:

@@ -1,0 +1,177 @@
+"""Both packages: built in clean containers, installed, used, upgraded under load and taken away."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tcpwatchd import __version__, event
+from tests.namespace import Namespace, wait_until
+from tests.system.container import PROJECT, TRACING, Container, needs_container
+from tests.system.load import PORTS, Load, join
+from tests.system.packages import Workshop
+from tests.system.service import entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INSTANCE = Path(TRACING) / "instances/tcpwatchd"
+OLDER = "0.0.9"
+UNIT_DIR = "/usr/lib/systemd/system"
+
+
+@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+def workshop(request: pytest.FixtureRequest) -> Iterator[Workshop]:
+    """With the source at two places, and an older version of it at a third."""
+    made = Workshop(request.param)
+    made.copy_source("elsewhere/deeper")
+    made.copy_source("older")
+    made.set_version("older", OLDER)
+    yield made
+    made.remove()
+
+
+@pytest.fixture(scope="module")
+def packages(workshop: Workshop) -> tuple[Path, Path]:
+    """The older one, and this one."""
+    return workshop.build_deb("older"), workshop.build_deb("src")
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    changelog, debian, spec = (
+        (PROJECT / name).read_text()
+        for name in ("CHANGELOG.md", "packaging/debian/changelog", "packaging/tcpwatchd.spec")
+    )
+    assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0] == __version__
+    assert re.findall(r"^tcpwatchd \((.*)-1\)", debian, re.MULTILINE)[0] == __version__
+    assert re.findall(r"^Version: +(\S+)", spec, re.MULTILINE) == [__version__]
+    assert re.findall(r"^\* .* - (.*)-1$", spec, re.MULTILINE)[0] == __version__
+
+
+@needs_container
+def test_the_deb_is_clean(workshop: Workshop, packages: tuple[Path, Path]) -> None:
+    assert packages[1].exists()
+    lint = "cd /src/dist && lintian --allow-root --fail-on error,warning *.changes 2>/dev/null"
+    assert not re.search(r"^[EW]: ", workshop.run("sh", "-c", lint), re.MULTILINE)
+    depends = workshop.run("sh", "-c", "dpkg-deb --field /src/dist/*.deb Depends").strip().split(", ")
+    assert {"python3-systemd", "python3-sdnotify"} <= set(depends)
+    assert workshop.run("sh", "-c", "man -l --warnings /src/packaging/tcpwatchd.8 2>&1 >/dev/null") == ""
+
+
+@needs_container
+def test_builds_are_reproducible(workshop: Workshop, packages: tuple[Path, Path]) -> None:
+    assert workshop.build_deb("elsewhere/deeper").read_bytes() == packages[1].read_bytes()
+
+
+@needs_container
+@pytest.mark.parametrize("target", ["deb", "rpm"])
+def test_missing_tools_are_named_in_one_line(target: str) -> None:
+    with Container("bookworm") as bare:
+        shutil.copytree(PROJECT / "packaging", bare.root / "src/packaging")
+        shutil.copy(PROJECT / "Makefile", bare.root / "src/Makefile")
+        if target == "rpm":
+            (bare.root / "usr/bin/rpmbuild").unlink(missing_ok=True)
+        bare.boot()
+        result = bare.try_run("make", "-C", "/src", target)
+    said = [line for line in result.stderr.splitlines() if not line.startswith("make: *** ")]
+    needed = {"deb": "build-essential", "rpm": "rpm-build"}[target]
+    assert [line for line in said if needed in line] == said
+    assert len(said) == 1
+    assert result.returncode != 0
+
+
+@needs_container
+def test_the_life_of_the_deb(workshop: Workshop, packages: tuple[Path, Path]) -> None:
+    with Container(workshop.suite, traced=True) as machine, Namespace() as client:
+        for package in packages:
+            shutil.copy(package, machine.root / "root")
+        machine.boot()
+        install(machine, packages[0])
+        assert machine.run("systemctl", "is-enabled", "tcpwatchd").strip() == "enabled"
+        check_service(machine, OLDER)
+        check_autopkgtest(machine)
+        join(client, machine)
+        trace = machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), INSTANCE.stat().st_ino
+        lost = Load(machine, client).run(10, lambda: install(machine, packages[1]))
+        assert lost == (Counter(), Counter())
+        assert (
+            machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), INSTANCE.stat().st_ino
+        ) == trace, "an upgrade leaves the oneshot alone"  # fmt: skip
+        machine.run("systemctl", "restart", "tcpwatchd")
+        check_service(machine, __version__)
+        check_exposure(machine)
+        machine.run("apt-get", "remove", "-y", "tcpwatchd")
+        check_gone(machine)
+        machine.run("apt-get", "purge", "-y", "tcpwatchd")
+        check_gone(machine)
+        assert machine.run("sh", "-c", "find / -xdev -name '*tcpwatchd*' -not -path '/root/*'").strip() == ""
+
+
+def install(machine: Container, package: Path) -> None:
+    machine.run("apt-get", "install", "-y", f"/root/{package.name}")
+    wait_until(lambda: machine.show("tcpwatchd", "ActiveState") == "active", 20, "active")
+
+
+def check_service(machine: Container, version: str) -> None:
+    wait_until(lambda: entries(machine, event.TRACE_USED), 10, "the trace in use")
+    assert entries(machine, event.WATCH_STARTED)[-1]["TCPWATCHD_VERSION"] == version
+    status = machine.run("cat", f"/proc/{machine.show('tcpwatchd', 'MainPID')}/status")
+    assert re.findall(r"^CapEff:\t(\S+)$", status, re.MULTILINE) == ["0" * 16]
+    assert machine.show("tcpwatchd-trace", "ActiveState") == "active"
+
+
+def check_autopkgtest(machine: Container) -> None:
+    shutil.copy(PROJECT / "packaging/debian/tests/service", machine.root / "root/service")
+    machine.run("sh", "-ec", "mkdir -p /usr/local/bin; printf '#!/bin/sh\\nls /usr/share/man/man8/$2.8.gz' "
+                             "> /usr/local/bin/man; chmod 755 /usr/local/bin/man; /root/service")  # fmt: skip
+
+
+def check_exposure(machine: Container) -> None:
+    for unit in ("tcpwatchd.service", "tcpwatchd-trace.service"):
+        assert machine.run("systemd-analyze", "verify", "--recursive-errors=yes", "--man=no", unit) == ""
+    machine.run("systemd-analyze", "security", "--threshold=10", "--no-pager", "tcpwatchd")
+
+
+def check_gone(machine: Container) -> None:
+    wait_until(lambda: not INSTANCE.exists(), 10, "no instance")
+    for unit in ("tcpwatchd", "tcpwatchd-trace"):
+        assert machine.show(unit, "ActiveState") == "inactive"
+    places = "/run/*tcpwatchd* /run/private/*tcpwatchd* /etc/*/*tcpwatchd*"
+    left = machine.run("sh", "-c", f"ls -d {places} 2>/dev/null; :")
+    assert left == ""
+
+
+@needs_container
+def test_the_life_of_the_rpm() -> None:
+    workshop = Workshop("bookworm")
+    workshop.copy_source("older")
+    workshop.set_version("older", OLDER)
+    with Container("bookworm", traced=True) as machine, Namespace() as client:
+        older, newer = workshop.build_rpm("older"), workshop.build_rpm("src")
+        lint = "rpmlint --config /src/packaging/rpmlint.toml /src/dist/*.rpm /src/packaging/tcpwatchd.spec"
+        assert "0 errors, 0 warnings" in workshop.run("sh", "-c", f"{lint}; :")
+        for package in (older, newer):
+            shutil.copy(package, machine.root / "root")
+        workshop.remove()
+        machine.boot()
+        machine.run("rpm", "--install", "--nodeps", f"/root/{older.name}")
+        machine.run("systemctl", "enable", "--now", "tcpwatchd")
+        check_service(machine, OLDER)
+        join(client, machine)
+        lost = Load(machine, client).run(
+            10, lambda: print(machine.run("rpm", "--upgrade", "--nodeps", f"/root/{newer.name}"))
+        )
+        assert lost == (Counter(), Counter())
+        check_service(machine, __version__)
+        explained = machine.run("journalctl", "-x", "--no-pager", f"DESTINATION_PORT={min(PORTS)}")
+        assert "A TCP connection from" in explained
+        machine.run("rpm", "--erase", "tcpwatchd")
+        check_gone(machine)
+        assert (
+            machine.try_run("sh", "-c", "ls /usr/bin/tcpwatchd /usr/lib/systemd/*/*tcpwatchd*").stdout == ""
+        )
