@@ -17,6 +17,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 TRACING = Path("/sys/kernel/tracing")
 
+# Of the make that runs the tests: a make that a test runs would say that it is another's child.
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _tracefs() -> None:

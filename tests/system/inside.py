@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OPENED = "55af53b17897428c8b2256cc60c8771b"
-SHORT = 1000
+SHORT, FEW = 1000, 500
 PATIENCE = 60
 """Seconds, on an emulated machine, for a poll to find a CPU that came online and for all to be written."""
 INSTANCE = Path("/sys/kernel/tracing/instances/tcpwatchd")
@@ -30,13 +33,13 @@ def start() -> None:
     run("systemctl", "start", "tcpwatchd")
 
 
-def open_short(cpu: int) -> dict[str, Any]:
+def open_short(cpu: int, short: int = SHORT) -> dict[str, Any]:
     """Short connections made on one CPU: how many there were, how many are reported, and by what."""
-    traffic = ["python3", "/src/tests/traffic.py", "short", str(SHORT)]
+    traffic = ["python3", "/src/tests/traffic.py", "short", str(short)]
     server, clients = json.loads(run("taskset", "-c", str(cpu), *traffic))
     found: list[dict[str, str]] = []
     deadline = time.monotonic() + PATIENCE
-    while len(found) < SHORT and time.monotonic() < deadline:
+    while len(found) < short and time.monotonic() < deadline:
         time.sleep(2)
         run("journalctl", "--sync")
         matches = [f"MESSAGE_ID={OPENED}", f"DESTINATION_PORT={server}"]
@@ -56,6 +59,11 @@ def measure_cpu() -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
+def read_capabilities() -> list[str]:
+    status = Path(f"/proc/{show('MainPID')}/status").read_text()
+    return sorted({line.split()[1] for line in status.splitlines() if line.startswith("Cap")})
+
+
 def late_cpu() -> dict[str, Any]:
     """Booted with one CPU of two; the other comes online while the daemon runs."""
     online = Path("/sys/devices/system/cpu/cpu1/online")
@@ -70,10 +78,7 @@ def late_cpu() -> dict[str, Any]:
     results["idle share"] = (measure_cpu() - before) / 3
     online.write_text("1")
     results["on cpu 1"] = open_short(1)
-    status = Path(f"/proc/{show('MainPID')}/status").read_text()
-    results["capabilities"] = sorted(
-        {line.split()[1] for line in status.splitlines() if line.startswith("Cap")}
-    )
+    results["capabilities"] = read_capabilities()
     results["status"] = show("StatusText")
     run("systemctl", "stop", "tcpwatchd")
     deadline = time.monotonic() + PATIENCE
@@ -81,6 +86,42 @@ def late_cpu() -> dict[str, Any]:
         time.sleep(1)
     results["instance left"] = INSTANCE.exists()
     return results
+
+
+def packaged() -> dict[str, Any]:
+    """The package on a machine, through a clock that is set and a CPU that goes and comes."""
+    online = Path("/sys/devices/system/cpu/cpu1/online")
+    run("sh", "-c", "apt-get install -y /root/*.deb")
+    wait_active()
+    results: dict[str, Any] = {"kernel": run("uname", "-r").strip()}
+    units = ("tcpwatchd", "tcpwatchd-trace")
+    results["units"] = [run("systemctl", "is-active", unit).strip() for unit in units]
+    results["capabilities"] = read_capabilities()
+    results["status"] = show("StatusText")
+    steps: dict[str, Callable[[], object]] = {
+        "at first": lambda: None,
+        "clock forward": lambda: run("date", "--set", "+2 hours"),
+        "clock back": lambda: run("date", "--set", "-3 hours"),
+        "one cpu": lambda: online.write_text("0"),
+        "both again": lambda: online.write_text("1"),
+        "restart": lambda: run("systemctl", "restart", "tcpwatchd"),
+    }
+    for name, step in steps.items():
+        step()
+        results[name] = open_short(0 if name == "one cpu" else 1, FEW)
+    before = measure_cpu()
+    time.sleep(3)
+    results["idle share"] = (measure_cpu() - before) / 3
+    results["warnings"] = run("journalctl", "-t", "tcpwatchd", "-p", "warning", "-o", "cat")
+    run("apt-get", "purge", "-y", "tcpwatchd")
+    results["left"] = [str(path) for path in (INSTANCE, Path("/run/tcpwatchd-trace")) if path.exists()]
+    return results
+
+
+def wait_active() -> None:
+    deadline = time.monotonic() + PATIENCE
+    while show("ActiveState") != "active" and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def lockdown() -> dict[str, Any]:
@@ -92,10 +133,12 @@ def lockdown() -> dict[str, Any]:
         "lockdown": Path("/sys/kernel/security/lockdown").read_text().strip(),
         "active": show("ActiveState"),
         "said": [line for line in text.splitlines() if line.startswith("Only polling")],
+        "no ipv6": [line for line in text.splitlines() if line.endswith("no IPv6")],
+        "tcp6": Path("/proc/net/tcp6").exists(),
         "failed units": run("systemctl", "list-units", "--failed", "--no-legend", "tcpwatchd*").strip(),
     }
 
 
 if __name__ == "__main__":
-    result = {"late_cpu": late_cpu, "lockdown": lockdown}[sys.argv[1]]()
+    result = {"late_cpu": late_cpu, "lockdown": lockdown, "packaged": packaged}[sys.argv[1]]()
     Path("/results.json").write_text(json.dumps(result))

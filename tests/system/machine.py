@@ -37,12 +37,15 @@ needs_machine = pytest.mark.skipif(
 )
 
 
-def run_inside(suite: str, scenario: str, parameters: str, folder: Path) -> Any:
-    """Boot, run a scenario of inside.py, and return what it wrote."""
+def run_inside(suite: str, scenario: str, parameters: str, folder: Path, package: Path | None = None) -> Any:
+    """Boot, run a scenario of inside.py, and return what it wrote; a package is put into /root for it."""
     image = folder / f"{scenario}.ext4"
     layers = Layers(make_tree(suite, KERNEL))
     try:
-        install(layers.root)
+        if package:
+            shutil.copy(package, layers.root / "root")
+        else:
+            install(layers.root)
         shutil.copytree(PROJECT / "tests", layers.root / "src/tests")
         (layers.root / "etc/systemd/system/scenario.service").write_text(UNIT.format(scenario=scenario))
         run("systemctl", "--root", layers.root, "enable", "--quiet", "scenario.service")

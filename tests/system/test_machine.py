@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from pathlib import Path
 
-from tests.system.inside import SHORT
+import pytest
+
+from tests.system.inside import FEW, SHORT
 from tests.system.machine import needs_machine, run_inside
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.system.packages import Workshop
 
 ALL = {"opened": SHORT, "reported": SHORT, "same": True, "by": ["trace"]}
 
@@ -29,8 +30,28 @@ def test_a_cpu_that_comes_later(tmp_path: Path) -> None:
 
 @needs_machine
 def test_lockdown(tmp_path: Path) -> None:
-    results = run_inside("bookworm", "lockdown", "lockdown=confidentiality", tmp_path)
+    """And a kernel without IPv6: both are told once, and the service runs."""
+    results = run_inside("bookworm", "lockdown", "lockdown=confidentiality ipv6.disable=1", tmp_path)
+    assert results["tcp6"] is False
+    assert len(results["no ipv6"]) == 1
     assert "[confidentiality]" in results["lockdown"]
     assert results["active"] == "active"
     assert len(results["said"]) == 1
     assert results["failed units"] == ""
+
+
+@needs_machine
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_the_package_on_a_real_machine(suite: str, tmp_path: Path) -> None:
+    workshop = Workshop(suite)
+    package = Path(shutil.copy(workshop.build_deb(), tmp_path))
+    workshop.remove()
+    results = run_inside(suite, "packaged", "", tmp_path, package)
+    assert results["units"] == ["active", "active"]
+    assert results["capabilities"] == ["0" * 16]
+    assert results["status"].startswith("Trace, and polling")
+    for step in ("at first", "clock forward", "clock back", "one cpu", "both again", "restart"):
+        assert results[step] == {"opened": FEW, "reported": FEW, "same": True, "by": ["trace"]}, step
+    assert results["idle share"] < 0.5
+    assert results["warnings"].replace("-- No entries --", "").strip() == ""
+    assert results["left"] == []

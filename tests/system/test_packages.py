@@ -160,6 +160,7 @@ def test_the_life_of_the_rpm() -> None:
         workshop.remove()
         machine.boot()
         machine.run("rpm", "--install", "--nodeps", f"/root/{older.name}")
+        assert machine.run("systemctl", "is-enabled", "tcpwatchd").strip() == "enabled", "Debian's preset"
         machine.run("systemctl", "enable", "--now", "tcpwatchd")
         check_service(machine, OLDER)
         join(client, machine)
