@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, Endpoint, Row, TcpState
+from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, Row, TcpState, make
 
 if TYPE_CHECKING:
-    from tcpwatchd.connection import Detection, Direction, End, Snapshot
+    from tcpwatchd.connection import Detection, Direction, End, Endpoint, Snapshot
 
 UNACCEPTED = frozenset({TcpState.ESTABLISHED, TcpState.CLOSE_WAIT})
 """States in which inode 0 means that the socket waits to be accepted; in the others it is an orphan."""
@@ -31,7 +31,8 @@ MOST_OWED = 100_000
 
 def is_local(end: End) -> bool:
     """Whether an end alone shows that the connection stays inside this machine."""
-    return end.local.address == end.remote.address or end.local.is_loopback
+    local, remote = end
+    return local[:-2] == remote[:-2] or local.is_loopback
 
 
 def can_be(before: Row, row: Row) -> bool:
@@ -89,6 +90,7 @@ class Comparison:
         self._owed = owed
         self._heard = heard.copy()
         self._listeners = listeners
+        self._ports = {listener[-2:] for listener in listeners}
         self._rows = [row for row in snapshot.fresh if is_counted(row)]
         self._gone = [row for row in snapshot.gone if is_counted(row)]
         self._shown = {row.end: row for row in (*snapshot.near, *self._rows)}
@@ -110,12 +112,14 @@ class Comparison:
         return [self._describe(row, "startup") for row in new if row.state != TcpState.TIME_WAIT]
 
     def _is_new(self, row: Row) -> bool:
-        end, flipped = row.end, row.end.flipped
-        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0))
+        end = row.end
+        flipped = end.flipped
+        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0)) if self._heard else 0
         if heard >= self._snapshot.started and self._may_precede(row, heard):
             self._heard[end] = heard
             return False
-        known = self._heard.pop(end, None) is not None or self._continues(row) or self._is_second(end)
+        known = self._heard.pop(end, None) is not None or self._continues(row)
+        known = known or self._is_second(end, flipped)
         self._stays[end] = row
         if not known and end != flipped and self._is_known(flipped):
             self._heard[flipped] = self._snapshot.ended
@@ -128,11 +132,11 @@ class Comparison:
         """
         return heard != self._snapshot.ended or self._continues(row)
 
-    def _is_second(self, end: End) -> bool:
+    def _is_second(self, end: End, flipped: End) -> bool:
         """Whether it is the second end, not known before, of a connection that is known."""
-        if self._is_known(end) or end == end.flipped:
+        if self._is_known(end) or end == flipped:
             return False
-        return self._owed.settle(end.flipped) or self._is_known(end.flipped)
+        return self._owed.settle(flipped) or self._is_known(flipped)
 
     def _continues(self, row: Row) -> bool:
         """Whether the row is a known connection of its end, further on."""
@@ -149,29 +153,31 @@ class Comparison:
 
     def _describe(self, row: Row, detected_by: Detection) -> Connection:
         local, remote = row.end
+        flipped = row.end.flipped
         accepted = self._accepts(row)
-        internal = self._is_internal(row.end)
+        internal = is_local(row.end) or self._is_known(flipped) or flipped in self._shown
         if internal:
-            other = self._shown.get(row.end.flipped, Row(row.end.flipped, row.state, inode=-1))
+            other = self._shown.get(flipped, Row(flipped, row.state, inode=-1))
             opened = self._accepts(other)
             if accepted == opened:
                 accepted = local.port < remote.port
         source, destination = (remote, local) if accepted else (local, remote)
         direction: Direction = "internal" if internal else "ingress" if accepted else "egress"
-        return Connection(source, destination, direction, row.state, detected_by, self._snapshot.ended)
+        fields = source, destination, direction, row.state, detected_by, self._snapshot.ended
+        return make(Connection, fields)
 
     def _accepts(self, row: Row) -> bool:
         """Whether the local end accepted: it listens, or the connection waits to be accepted."""
+        if row.inode == 0 and row.state in UNACCEPTED:
+            return True
         local = row.end.local
         port = local[-2:]
-        names = [local, Endpoint(IPV6_ANY + port)]
+        if port not in self._ports:
+            return False
+        names = [local, IPV6_ANY + port]
         if local.is_ipv4:
-            names.append(Endpoint(IPV4_ANY + port))
-        unaccepted = row.inode == 0 and row.state in UNACCEPTED
-        return unaccepted or not self._listeners.isdisjoint(names)
-
-    def _is_internal(self, end: End) -> bool:
-        return is_local(end) or self._is_known(end.flipped) or end.flipped in self._shown
+            names.append(IPV4_ANY + port)
+        return not self._listeners.isdisjoint(names)
 
     def find_away(self) -> dict[End, Row | None]:
         """Ends that this snapshot does not show, with their last row; a live row can be skipped once."""

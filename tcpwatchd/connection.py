@@ -10,6 +10,10 @@ Direction = Literal["ingress", "egress", "internal"]
 Detection = Literal["trace", "poll", "startup"]
 
 
+make = tuple.__new__
+"""For named tuples that are made by the thousand: their own constructor takes twice as long."""
+
+
 class TcpState(IntEnum):
     """The kernel's names and numbers (include/net/tcp_states.h)."""
 
@@ -39,11 +43,6 @@ class Endpoint(bytes):
 
     __slots__ = ()
 
-    @classmethod
-    def unmap(cls, packed: bytes) -> Endpoint:
-        """From an address and a port in these forms; an IPv4-mapped address becomes IPv4."""
-        return cls(packed[len(MAPPED) :] if packed.startswith(MAPPED) else packed)
-
     @property
     def address(self) -> bytes:
         return self[:-2]
@@ -55,7 +54,8 @@ class Endpoint(bytes):
     @property
     def ip(self) -> str:
         """The bare address as text; IPv6 as in RFC 5952."""
-        return socket.inet_ntop(socket.AF_INET if self.is_ipv4 else socket.AF_INET6, self[:-2])
+        family = socket.AF_INET if len(self) == IPV4_LENGTH else socket.AF_INET6
+        return socket.inet_ntop(family, self[:-2])
 
     @property
     def is_ipv4(self) -> bool:
@@ -66,7 +66,11 @@ class Endpoint(bytes):
         return self[0] == 127 if self.is_ipv4 else self[:-2] == IPV6_LOOPBACK
 
     def __str__(self) -> str:
-        return f"{self.ip}:{self.port}" if self.is_ipv4 else f"[{self.ip}]:{self.port}"
+        return format_endpoint(self.ip, self.port)
+
+
+def format_endpoint(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 IPV4_LENGTH = 6
@@ -77,6 +81,11 @@ IPV6_ANY = bytes(16)
 IPV6_LOOPBACK = bytes(15) + b"\1"
 
 
+def unmap(packed: bytes) -> Endpoint:
+    """From an address and a port packed so; an IPv4-mapped address becomes IPv4."""
+    return Endpoint(packed[12:] if packed.startswith(MAPPED) else packed)
+
+
 class End(NamedTuple):
     """One socket's view of a connection. A connection inside this machine has two ends."""
 
@@ -85,7 +94,7 @@ class End(NamedTuple):
 
     @property
     def flipped(self) -> End:
-        return End(self.remote, self.local)
+        return make(End, self[::-1])
 
 
 class Row(NamedTuple):
@@ -163,6 +172,14 @@ class Connection(NamedTuple):
     detected_by: Detection
     time: int
     """When it opened, or when the poll saw it: nanoseconds of CLOCK_MONOTONIC."""
+
+
+class Written(NamedTuple):
+    """What a sink took: how many events, and among them connections, and lost records that were told."""
+
+    events: int
+    connections: int
+    lost: int
 
 
 class Known(NamedTuple):

@@ -8,7 +8,10 @@ is absent.
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
+
+from tcpwatchd.connection import format_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,25 +48,28 @@ class Event(NamedTuple):
 
 
 def connection_opened(connection: Connection, opened: int) -> Event:
-    source, destination = connection.source, connection.destination
+    source, destination, direction, state, detected_by, _ = connection
+    source_ip, source_port = source.ip, source.port
+    destination_ip, destination_port = destination.ip, destination.port
+    here, there = format_endpoint(source_ip, source_port), format_endpoint(destination_ip, destination_port)
     return Event(
         opened,
         {
-            "MESSAGE": f"New connection: {source} -> {destination}",
+            "MESSAGE": f"New connection: {here} -> {there}",
             "MESSAGE_ID": CONNECTION_OPENED,
             "PRIORITY": INFO,
             "SYSLOG_IDENTIFIER": "tcpwatchd",
             "EVENT_ACTION": "connection-opened",
             "EVENT_START": format_utc(opened),
-            "SOURCE_IP": source.ip,
-            "SOURCE_PORT": str(source.port),
-            "DESTINATION_IP": destination.ip,
-            "DESTINATION_PORT": str(destination.port),
-            "NETWORK_DIRECTION": connection.direction,
-            "NETWORK_TYPE": "ipv4" if source.is_ipv4 else "ipv6",
+            "SOURCE_IP": source_ip,
+            "SOURCE_PORT": str(source_port),
+            "DESTINATION_IP": destination_ip,
+            "DESTINATION_PORT": str(destination_port),
+            "NETWORK_DIRECTION": direction,
+            "NETWORK_TYPE": "ipv6" if ":" in source_ip else "ipv4",
             "NETWORK_TRANSPORT": "tcp",
-            "TCPWATCHD_DETECTED_BY": connection.detected_by,
-            "TCPWATCHD_TCP_STATE": connection.state.name,
+            "TCPWATCHD_DETECTED_BY": detected_by,
+            "TCPWATCHD_TCP_STATE": state.name,
         },
     )
 
@@ -157,7 +163,12 @@ def _own(now: int, message_id: str, priority: str, message: str, **fields: str) 
 def format_utc(moment: int) -> str:
     """ISO 8601 with microseconds and Z."""
     seconds, micros = divmod(moment, MICROSECONDS)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06d}Z"
+    return f"{format_second(seconds)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=8)
+def format_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def format_local(moment: int) -> str:

@@ -14,7 +14,11 @@ import stat
 
 TRACING = "/sys/kernel/tracing"
 EVENT = "events/sock/inet_sock_set_state"
-FILTER = "protocol==6 && (newstate==1 || newstate==2 || newstate==7 || newstate==10)"
+FILTER = (
+    "protocol==6 && (newstate==1 || newstate==2 || newstate==10 "
+    "|| newstate==7 && (oldstate==2 || oldstate==3 || oldstate==10))"
+)
+"""Into ESTABLISHED, SYN_SENT and LISTEN, and into CLOSE what never was established."""
 OWN_INSTANCE = "tcpwatchd-"
 """What begins the name of an instance that a process makes for itself; its PID follows."""
 TOTAL_KB = 16 * 1024

@@ -6,14 +6,16 @@ written: the store always has what a next process needs to go on.
 
 from __future__ import annotations
 
+import operator
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd import event
 from tcpwatchd.audit import Audit
 from tcpwatchd.baseline import Baseline, BaselineError
+from tcpwatchd.connection import Written
 from tcpwatchd.instance import TraceError
-from tcpwatchd.outbox import Outbox
+from tcpwatchd.outbox import Outbox, split_written
 from tcpwatchd.pages import Decoder
 from tcpwatchd.procnet import TableError, Tables
 from tcpwatchd.tracker import Tracker
@@ -66,8 +68,8 @@ class Line:
         """Whether the trace has been filling since the snapshot before."""
         self._changed = True
         """Whether there is anything that the baseline and its log do not have."""
-        self._saved = (0, 0)
-        """Connections written and lost records told when the baseline was saved."""
+        self._saved = Written(0, 0, 0)
+        """What was written when the baseline was saved."""
         self._complained = False
         self._totals = dict.fromkeys(("missed_trace", "missed_inbound", "missed_outbound"), 0)
         self._totals |= dict.fromkeys(("records_lost", "malformed_rows"), 0)
@@ -179,15 +181,13 @@ class Line:
 
     def send(self) -> None:
         """Write a batch, as far as the sink takes it, and mark it as written. Raises OSError."""
-        told = self._outbox.told
-        sent = self._outbox.send()
-        if sent or self._outbox.told > told:
+        before = self._outbox.total
+        self._outbox.send()
+        total = self._outbox.total
+        if total != before:
             self._changed = True
-            written, told = (after - before for after, before in zip(self._count_written(), self._saved))
-            self._keep(lambda: self._store.mark(written, told))
-
-    def _count_written(self) -> tuple[int, int]:
-        return sum(self._outbox.written.values()), self._outbox.told
+            written = Written(*map(operator.sub, total, self._saved))
+            self._keep(lambda: self._store.mark(written))
 
     def finish(self, farewell: Callable[[dict[str, int]], Event], until: float) -> int:
         """Write what can be written until then, in seconds of CLOCK_MONOTONIC; the rest is kept.
@@ -227,10 +227,11 @@ class Line:
         self._tables.restore(baseline.blocks)
         self._tracker = Tracker(baseline.known)
         self._audit.restore(baseline.counters)
-        self._outbox.add(baseline.waiting)
+        waiting, written = split_written(baseline.waiting, log.written)
+        self._outbox.add(waiting)
         lost, last = self._replay(baseline, log)
         self._outbox.add(self._tracker.release(time.monotonic_ns()))
-        told = self._outbox.drop(log.written, log.told)
+        told = self._outbox.drop(written.connections, written.lost)
         if log.damage:
             self._complain(BaselineError(log.damage))
         if self._trace and self._decoder and self._trace.instance == baseline.instance:
@@ -284,7 +285,7 @@ class Line:
         formats = self._trace.formats if self._trace else None
         if not self._keep(lambda: self._store.save(baseline, formats)):
             return False
-        self._saved = self._count_written()
+        self._saved = self._outbox.total
         # These are forgotten by the next poll though nothing may be new in it.
         self._changed = bool(known.away or known.heard or known.reports or early)
         return True

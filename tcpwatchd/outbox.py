@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import Connection
+from tcpwatchd.connection import Connection, Written
 from tcpwatchd.event import RECORDS_LOST, connection_opened
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tcpwatchd.event import Event
     from tcpwatchd.sinks import Sink
+
+    Item = Connection | Event
 
 BATCH = 500
 """Events that are written between two looks at anything else."""
@@ -31,8 +33,7 @@ class Outbox:
         self.waiting: deque[Connection | Event] = deque()
         self.written = dict.fromkeys(("trace", "poll", "startup"), 0)
         """Connections, by what detected them."""
-        self.told = 0
-        """Lost records."""
+        self._events = self._lost = 0
         self.stuck = False
         """Whether the sink took nothing although something waits."""
 
@@ -43,9 +44,13 @@ class Outbox:
     def add(self, items: Iterable[Connection | Event]) -> None:
         self.waiting.extend(items)
 
+    @property
+    def total(self) -> Written:
+        return Written(self._events, sum(self.written.values()), self._lost)
+
     def count_waiting(self) -> int:
         """Connections that wait."""
-        return sum(isinstance(item, Connection) for item in self.waiting)
+        return count_connections(self.waiting)
 
     def drop(self, connections: int, told: int) -> int:
         """Forget so many connections and what stands before the last of them: all were written.
@@ -60,9 +65,9 @@ class Outbox:
                 told -= count_lost(item)
         return max(0, told)
 
-    def send(self) -> int:
-        """Write a batch, as far as the sink takes it; how many connections that were. Raises OSError."""
-        before, left = sum(self.written.values()), BATCH
+    def send(self) -> None:
+        """Write a batch, as far as the sink takes it. Raises OSError."""
+        left = BATCH
         offset = time.time_ns() - time.monotonic_ns()
         self.stuck = bool(self.waiting) and not self._sink.reach()
         while self.waiting and left and not self.stuck:
@@ -71,11 +76,25 @@ class Outbox:
             if not self.stuck:
                 self.waiting.popleft()
                 left -= 1
+                self._events += 1
                 if isinstance(item, Connection):
                     self.written[item.detected_by] += 1
                 else:
-                    self.told += count_lost(item)
-        return sum(self.written.values()) - before
+                    self._lost += count_lost(item)
+
+
+def split_written(waiting: list[Item], written: Written) -> tuple[list[Item], Written]:
+    """What is left of what waited when all this was written, and what was written after it."""
+    done, rest = waiting[: written.events], waiting[written.events :]
+    lost = sum(count_lost(item) for item in done if not isinstance(item, Connection))
+    after = Written(
+        written.events - len(done), written.connections - count_connections(done), written.lost - lost
+    )
+    return rest, after
+
+
+def count_connections(items: Iterable[Item]) -> int:
+    return sum(isinstance(item, Connection) for item in items)
 
 
 def count_lost(event: Event) -> int:

@@ -10,9 +10,10 @@ import operator
 import re
 import struct
 import sys
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tcpwatchd.connection import End, Endpoint, Formats, TcpState, Transition
+from tcpwatchd.connection import End, Endpoint, Formats, TcpState, Transition, make, unmap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +25,9 @@ WITH_WORD = {0, PADDING, TIME_EXTEND, TIME_STAMP}
 """Types of an entry whose first word is followed by a length or the upper bits of a time."""
 WORD = struct.Struct("=I")
 LOSS = struct.Struct("=Q")
-LITTLE = sys.byteorder == "little"
+KIND, DELTA = (0, 5) if sys.byteorder == "little" else (27, 0)
+"""Where an entry's type and its time stand in its first word: bit fields follow the order of bytes."""
+KINDS, LONGEST_DELTA = 0x1F, 0x07FFFFFF
 MISSED, COUNTED, LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
 """Parts of a commit word; its upper half may be the sign of the lower one."""
 
@@ -33,8 +36,12 @@ FIELDS = ("common_pid", "skaddr", "oldstate", "newstate", "sport", "dport", "sad
 """In the order of known kernels."""
 CODES = {2: "H", 4: "i", 8: "Q", 16: "16s"}
 STATES = {state.value: state for state in TcpState}
+CLOSE = TcpState.CLOSE.value
 NOWHERE = End(Endpoint(), Endpoint())
 """Stands for the end of a socket that closes: nobody asks for it."""
+
+Fields = tuple[Any, ...]
+"""An entry's first word, then its record in the order of FIELDS."""
 
 
 class Layout(NamedTuple):
@@ -46,8 +53,10 @@ class Layout(NamedTuple):
     """Where its records begin."""
     header: struct.Struct
     """Time stamp and commit word of a page."""
-    unpack: Callable[[bytes, int], tuple[Any, ...]]
-    """The fields of a record that begins at an offset, in the order of FIELDS."""
+    entry: struct.Struct
+    """An entry's first word, and the fields of its record by their offsets."""
+    pick: Callable[[Fields], Fields] | None
+    """Brings what `entry` unpacks into the order of FIELDS, if it is another."""
 
 
 class Decoder:
@@ -81,9 +90,12 @@ class Decoder:
         self.taken.update(drain.taken)
         found += self.early
         found.sort(key=operator.itemgetter(0))
-        self.early = [transition for transition in found if transition.time > drain.began]
         lost = drain.lost + (max(1, taken - decoded) if damaged else 0)
-        return found[: len(found) - len(self.early)], lost
+        heard = len(found)
+        while heard and found[heard - 1].time > drain.began:
+            heard -= 1
+        self.early = found[heard:]
+        return found[:heard], lost
 
     def take_rest(self) -> list[Transition]:
         """What the last drain left for the next one, when there will be none."""
@@ -102,7 +114,7 @@ def read_layout(formats: Formats) -> Layout:
         raise ValueError("this kernel's trace records have an unknown layout")
     data, capacity = page["data"]
     commit = struct.Struct(f"=Q{CODES[page['commit'][1]].upper()}")
-    return Layout(data + capacity, data, commit, make_unpack(record))
+    return Layout(data + capacity, data, commit, *read_entry(record))
 
 
 def trim(page: bytes, layout: Layout) -> bytes:
@@ -121,48 +133,68 @@ def find_loss(page: bytes, layout: Layout) -> int | None:
     return int(LOSS.unpack_from(page, layout.data + (commit & LENGTH))[0])
 
 
-def make_unpack(fields: dict[str, tuple[int, int]]) -> Callable[[bytes, int], tuple[Any, ...]]:
+def read_entry(fields: dict[str, tuple[int, int]]) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:
+    """`entry` and `pick` of a layout. What the kernel adds to a record makes it a multiple of a pointer."""
     ordered = sorted(FIELDS, key=fields.__getitem__)
-    codes, end = "=", 0
+    codes, end = "=I", 0
     for offset, size in map(fields.__getitem__, ordered):
         codes += f"{offset - end}x{CODES[size]}"
         end = offset + size
-    unpack = struct.Struct(codes).unpack_from
+    whole = max(offset + size for offset, size in fields.values())
+    pointer = struct.calcsize("P")
+    entry = struct.Struct(f"{codes}{-(-whole // pointer) * pointer - end}x")
     if ordered == list(FIELDS):
-        return unpack
-    pick = operator.itemgetter(*map(ordered.index, FIELDS))
-    return lambda page, at: pick(unpack(page, at))
+        return entry, None
+    return entry, operator.itemgetter(0, *(1 + ordered.index(name) for name in FIELDS))
 
 
 def decode_page(page: bytes, layout: Layout) -> list[Transition]:
     """The transitions of a page, in its order. Raises KeyError and struct.error for what no kernel writes."""
-    now, commit = layout.header.unpack_from(page)
-    at, end = layout.data, layout.data + (commit & LENGTH)
+    stamp, commit = layout.header.unpack_from(page)
+    data = page[layout.data : layout.data + (commit & LENGTH)]
+    times, records = split_uniform(data, stamp, layout) or split_mixed(data, stamp, layout)
+    if layout.pick:
+        records = map(layout.pick, records)
     found = []
-    while at + 4 <= end:
-        (word,) = WORD.unpack_from(page, at)
-        kind, delta = (word & 31, word >> 5) if LITTLE else (word >> 27, word & 0x07FFFFFF)
-        at += 4
+    for when, (_, pid, skaddr, old, new, sport, dport, source, destination) in zip(times, records):
+        end = NOWHERE
+        if new != CLOSE:
+            local, remote = source + sport.to_bytes(2, "big"), destination + dport.to_bytes(2, "big")
+            end = make(End, (unmap(local), unmap(remote)))
+        found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, pid)))
+    return found
+
+
+def split_uniform(data: bytes, stamp: int, layout: Layout) -> tuple[Iterable[int], Iterable[Fields]] | None:
+    """The times and records of a page that holds nothing but whole records, as a busy kernel writes it."""
+    if not data or len(data) % layout.entry.size:
+        return None
+    records = list(layout.entry.iter_unpack(data))
+    words = [record[0] for record in records]
+    if {word >> KIND & KINDS for word in words} != {layout.entry.size // 4 - 1}:
+        return None
+    times = accumulate([word >> DELTA & LONGEST_DELTA for word in words], initial=stamp)
+    return islice(times, 1, None), records
+
+
+def split_mixed(data: bytes, stamp: int, layout: Layout) -> tuple[list[int], list[Fields]]:
+    """The times and records of any page."""
+    now, at, times, records = stamp, 0, [], []
+    while at + WORD.size <= len(data):
+        (word,) = WORD.unpack_from(data, at)
+        kind, delta = word >> KIND & KINDS, word >> DELTA & LONGEST_DELTA
+        at += WORD.size
         if kind == PADDING and not delta:
             break
-        extra = WORD.unpack_from(page, at)[0] if kind in WITH_WORD else 0
+        extra = WORD.unpack_from(data, at)[0] if kind in WITH_WORD else 0
         now = (extra << 27) + delta if kind == TIME_STAMP else now + delta
         if kind == TIME_EXTEND:
             now += extra << 27
         if kind <= LONGEST_SHORT:
-            start = at + 4 if kind == 0 else at
-            found.append(decode_record(page, start, now, layout))
-        at += extra if kind in (0, PADDING) else 4 if kind in WITH_WORD else 4 * kind
-    return found
-
-
-def decode_record(page: bytes, start: int, when: int, layout: Layout) -> Transition:
-    pid, skaddr, old, new, sport, dport, source, destination = layout.unpack(page, start)
-    if new == TcpState.CLOSE:
-        return Transition(when, skaddr, STATES[old], STATES[new], NOWHERE, pid)
-    local = Endpoint.unmap(source + sport.to_bytes(2, "big"))
-    remote = Endpoint.unmap(destination + dport.to_bytes(2, "big"))
-    return Transition(when, skaddr, STATES[old], STATES[new], End(local, remote), pid)
+            times.append(now)
+            records.append(layout.entry.unpack_from(data, at if kind == 0 else at - WORD.size))
+        at += extra if kind in (0, PADDING) else WORD.size if kind in WITH_WORD else WORD.size * kind
+    return times, records
 
 
 def parse_fields(text: str) -> dict[str, tuple[int, int]]:

@@ -14,13 +14,13 @@ import struct
 import sys
 import time
 from binascii import hexlify, unhexlify
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.connection import HALF_OPEN, MAPPED, End, Endpoint, Row, Snapshot, TcpState
+from tcpwatchd.connection import HALF_OPEN, MAPPED, End, Endpoint, Row, Snapshot, TcpState, make, unmap
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Set
     from typing import Literal
 
     ByteOrder = Literal["little", "big"]
@@ -54,6 +54,7 @@ class Format:
         endpoint = f"([0-9A-F]{{{8 * words}}}):([0-9A-F]{{4}})"
         pattern = rf"{endpoint} {endpoint} ([0-9A-F]{{2}}) *[0-9]+ +[0-9]+ +([0-9]+)"
         self._parse = re.compile(pattern.encode()).match
+        self._byteorder = byteorder
         self._printed = struct.Struct(f">{words}I")
         self._stored = struct.Struct(f"{'<' if byteorder == 'little' else '>'}{words}I")
         self.key = 2 * (8 * words + 5) + 1
@@ -98,16 +99,17 @@ class Format:
         if columns is None or columns[5] not in STATES:
             raise ValueError(text)
         local, local_port, remote, remote_port, state, inode = columns.groups()
-        end = End(self._parse_endpoint(local, local_port), self._parse_endpoint(remote, remote_port))
-        return Row(end, STATES[state], int(inode))
+        ends = self._parse_endpoint(local, local_port), self._parse_endpoint(remote, remote_port)
+        return make(Row, (make(End, ends), STATES[state], int(inode)))
 
     def parse_address(self, address: bytes) -> bytes:
         """Raises ValueError or struct.error."""
         return self._parse_endpoint(address, b"0000").address
 
     def _parse_endpoint(self, address: bytes, port: bytes) -> Endpoint:
-        packed = self._stored.pack(*self._printed.unpack(unhexlify(address))) + unhexlify(port)
-        return Endpoint.unmap(packed)
+        if self.padded:  # IPv4, one word
+            return Endpoint(int(address, 16).to_bytes(4, self._byteorder) + unhexlify(port))
+        return unmap(self._stored.pack(*self._printed.unpack(unhexlify(address))) + unhexlify(port))
 
     def format_keys(self, ends: Iterable[End]) -> set[bytes]:
         """What slices of these ends begin with; an IPv6 end has none in the table of IPv4."""
@@ -173,10 +175,10 @@ class Table:
         self.blocks = change.blocks
         self._index = None
 
-    def list_addresses(self) -> set[bytes]:
-        """The local addresses of the last reading."""
+    def list_addresses(self, slices: Iterable[bytes]) -> set[bytes]:
+        """The local addresses of these."""
         width, found = self._format.address, set()
-        for text in {text[:width] for block in self.blocks for text in block}:
+        for text in {text[:width] for text in slices}:
             with contextlib.suppress(ValueError, struct.error):  # a malformed row has no end to be asked for
                 found.add(self._format.parse_address(text))
         return found
@@ -186,14 +188,21 @@ class Table:
         state = slice(self._format.head - 2, self._format.head)
         return sum(text[state] == CONNECTING for text in slices)
 
-    def find_unchanged(self, change: Change, ends: Collection[End]) -> list[Row]:
-        """Rows of the last reading at one of these ends that the change left as they were."""
-        if not self.blocks or not ends:
+    def find_unchanged(self, change: Change, ends: Set[End], asked: Set[End]) -> list[Row]:
+        """Rows of the last reading that the change left as they were, at one of these ends.
+
+        `ends` go for their other ends too.
+        """
+        if not self.blocks or not (ends or asked):
             return []
+        texts = (text for text in chain.from_iterable(self.blocks) if text not in change.gone)
+        if len(self) < len(ends) + len(asked):  # fewer to parse than to format
+            wanted = ends | asked
+            rows = self.parse(texts, [])
+            return [row for row in rows if row.end in wanted or row.end.flipped in ends]
         width = self._format.key
-        keys = self._format.format_keys(ends)
-        found = [text for block in self.blocks for text in block if text[:width] in keys]
-        return self.parse([text for text in found if text not in change.gone], [])
+        keys = self._format.format_keys(chain(ends, [end.flipped for end in ends], asked))
+        return self.parse([text for text in texts if text[:width] in keys], [])
 
     def holds(self, end: End) -> bool:
         """Whether the last reading had a row of this end. The index is made when it is first needed."""
@@ -255,7 +264,7 @@ class Tables:
         for table, kept in zip(self._tables, blocks):
             table.keep(Change(kept, [], set()))
             self._connecting += sum(table.count_connecting(block) for block in kept)
-            self._addresses |= table.list_addresses()
+            self._addresses |= table.list_addresses(chain.from_iterable(kept))
 
     def __len__(self) -> int:
         """Rows of the last reading, of any state."""
@@ -276,15 +285,14 @@ class Tables:
         malformed: list[bytes] = []
         fresh = [row for table, change in changes for row in table.parse(change.fresh, malformed)]
         gone = [row for table, change in changes for row in table.parse(change.gone, [])]
-        ends = {row.end for row in fresh if row.state != TcpState.LISTEN}
-        ends.update([end.flipped for end in ends], asked)
-        near = [row for table, change in changes for row in table.find_unchanged(change, ends)]
+        ends, wanted = {row.end for row in fresh if row.state != TcpState.LISTEN}, set(asked)
+        near = [row for table, change in changes for row in table.find_unchanged(change, ends, wanted)]
         connecting = self._connecting + sum(
             table.count_connecting(change.fresh) - table.count_connecting(change.gone)
             for table, change in changes
         )
         self._changes = [change for _, change in changes]
-        self._addresses.update(row.end.local.address for row in fresh)
+        self._addresses.update(*(table.list_addresses(change.fresh) for table, change in changes))
         return Snapshot(started, ended, fresh, gone, near, malformed, connecting)
 
     def keep(self) -> None:

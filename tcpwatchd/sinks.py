@@ -70,7 +70,7 @@ class JournalSink:
 
     def write(self, event: Event) -> bool:
         try:
-            self._sendv(*[f"{name}={value}" for name, value in event.fields.items()])
+            self._sendv(*map("=".join, event.fields.items()))
         except OSError:  # journald's socket went down since it was reached
             return False
         return True

@@ -14,7 +14,7 @@ from binascii import crc32
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.baseline import BaselineError, format_baseline, parse_baseline
-from tcpwatchd.connection import Drain, Formats
+from tcpwatchd.connection import Drain, Formats, Written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ DRAIN_HEAD = struct.Struct("=QQII")
 """When it began, records lost, and how many CPUs and pages follow."""
 CPU = struct.Struct("=IQ")
 LENGTH = struct.Struct("=I")
-MARK_BODY = struct.Struct("=QQ")
+MARK_BODY = struct.Struct("=QQQ")
 MOST_LOG = 64 << 20
 """Bytes of a log after which no more is put aside until the next baseline."""
 MICROSECOND = 1000
@@ -39,10 +39,7 @@ class Log(NamedTuple):
 
     formats: Formats | None
     drains: list[Drain]
-    written: int
-    """Connections that were written."""
-    told: int
-    """Lost records that were told."""
+    written: Written
     until: int
     """When it was last touched, in microseconds since the epoch."""
     damage: str | None
@@ -96,7 +93,7 @@ class Store:
         except OSError:
             os.close(log)
             raise
-        self._close()
+        self.close()
         self._log, self._size, self._generation = log, os.fstat(log).st_size, generation
         for name in os.listdir(self._folder):
             if name.startswith("log.") and name != f"log.{generation}":
@@ -118,9 +115,9 @@ class Store:
         if drain.pages or drain.lost:
             self._append(frame(DRAIN, pack_drain(drain)))
 
-    def mark(self, written: int, told: int) -> None:
-        """So many connections were written, and lost records told, since the baseline."""
-        self._append(frame(MARK, MARK_BODY.pack(written, told)))
+    def mark(self, written: Written) -> None:
+        """So much was written since the baseline."""
+        self._append(frame(MARK, MARK_BODY.pack(*written)))
 
     def touch(self) -> None:
         """Note that the trace was drained until now."""
@@ -131,16 +128,17 @@ class Store:
         if self._log < 0:
             return
         if self._size + len(text) > MOST_LOG:
-            self._close()
+            self.close()
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path(f"log.{self._generation}"))
         try:
             write_all(self._log, text)
         except OSError:
-            self._close()
+            self.close()
             raise
         self._size += len(text)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Nothing more is put aside until the next baseline."""
         if self._log >= 0:
             os.close(self._log)
         self._log = -1
@@ -172,7 +170,7 @@ def parse_log(text: bytes, until: int) -> tuple[Log, int]:
     A frame that is cut short was being written when the process ended: no damage, the kernel's count of what
     was taken tells what it held.
     """
-    formats, drains, marks, sound, damage = None, [], (0, 0), 0, None
+    formats, drains, written, sound, damage = None, [], Written(0, 0, 0), 0, None
     try:
         for kind, body, end in split_frames(text):
             if kind == FORMATS:
@@ -180,13 +178,13 @@ def parse_log(text: bytes, until: int) -> tuple[Log, int]:
             elif kind == DRAIN:
                 drains.append(parse_drain(body))
             elif kind == MARK:
-                marks = MARK_BODY.unpack(body)
+                written = Written(*MARK_BODY.unpack(body))
             else:
                 raise BaselineError(f"a frame of unknown kind {kind!r}")
             sound = end
     except (ValueError, TypeError, struct.error) as error:
         damage = f"the log is damaged after {sound} bytes: {error}"
-    return Log(formats, drains, *marks, until, damage), sound
+    return Log(formats, drains, written, until, damage), sound
 
 
 def split_frames(text: bytes) -> Iterator[tuple[bytes, bytes, int]]:

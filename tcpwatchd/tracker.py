@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from tcpwatchd.connection import Direction, Endpoint, Snapshot, Transition
 
+ESTABLISHED, SYN_SENT, SYN_RECV, CLOSE = map(
+    int, (TcpState.ESTABLISHED, TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.CLOSE)
+)
 HOLD = 50_000_000
 """How long a connection opened here waits for its other end before it says egress, in nanoseconds."""
 REMEMBERED = 64_000_000_000
@@ -75,23 +78,27 @@ class Tracker:
         """
         if lossy:
             self.forget_handshakes()
-        for transition in transitions:
-            if transition.new == TcpState.SYN_SENT and not lossy:
-                self._opening[transition.skaddr] = transition.end.remote
-            elif transition.new == TcpState.CLOSE:
-                self._opening.pop(transition.skaddr, None)
-            elif transition.new == TcpState.ESTABLISHED:
-                opening = self._opening.pop(transition.skaddr, None) == transition.end.remote
-                self._establish(transition, opening or transition.old == TcpState.SYN_SENT, is_shown)
+        opening = self._opening
+        for when, skaddr, old, new, end, _ in transitions:
+            if new == SYN_SENT:
+                if not lossy:
+                    opening[skaddr] = end.remote
+            elif new == CLOSE:
+                opening.pop(skaddr, None)
+            elif new == ESTABLISHED:
+                opened = opening.pop(skaddr, None) == end.remote or old == SYN_SENT
+                self._establish(end, when, old == SYN_RECV, opened, is_shown)
 
     def forget_handshakes(self) -> None:
         """The addresses of sockets that were connecting may be others' by now."""
         self._opening.clear()
 
-    def _establish(self, transition: Transition, opened: bool, is_shown: Callable[[End], bool]) -> None:
-        end, when = transition.end, transition.time
+    def _establish(
+        self, end: End, when: int, received: bool, opened: bool, is_shown: Callable[[End], bool]
+    ) -> None:
+        """`received`: it came from SYN_RECV."""
         flipped = end.flipped
-        if transition.old == TcpState.SYN_RECV and end != flipped:
+        if received and end != flipped:
             owed = self._owed.settle(flipped)
             if owed or (not opened and self._is_second(end, flipped, is_shown)):
                 self._heard[end] = when

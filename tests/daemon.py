@@ -30,9 +30,10 @@ class Daemon:
         """The next line on stdout."""
         assert self.process.stdout
         deadline = time.monotonic() + seconds
+        readable = select.poll()
+        readable.register(self.process.stdout, select.POLLIN)
         while b"\n" not in self._rest:
-            left = max(0, deadline - time.monotonic())
-            ready, _, _ = select.select([self.process.stdout], [], [], left)
+            ready = readable.poll(1000 * max(0.0, deadline - time.monotonic()))
             assert ready, f"no line within {seconds} s"
             chunk = self.process.stdout.read1()  # type: ignore[attr-defined]
             assert chunk, f"stdout ended; stderr: {self.read_errors()}"

@@ -106,7 +106,7 @@ def make_seeds(target: str) -> list[bytes]:
     wide = row(12345, endpoint6("2001:db8::1", 80), endpoint6("::1", 443), 6, 7, 100000)
     full = baseline.format_baseline(make_full())
     drain = store.DRAIN + store.pack_drain(Drain(1, [b"page"], 3, {0: 4}))
-    mark = store.MARK + store.MARK_BODY.pack(1, 2)
+    mark = store.MARK + store.MARK_BODY.pack(1, 2, 3)
     return {
         "table": [line.ljust(149).encode() + b"\n", (line + "\n").encode() * 3, wide.encode()],
         "page": [page(9, record(1), word(29, 0)), page(9, word(30, 1) + bytes(4), record(2))],

@@ -184,7 +184,12 @@ class Kernel:
                 self._tell(socket, half_open, ESTABLISHED)
 
     def _tell(self, socket: Socket, old: TcpState, new: TcpState) -> None:
-        """Write a record, as inet_sock_set_state does; the port is not chosen yet at →SYN_SENT."""
+        """Write a record, as inet_sock_set_state does; the port is not chosen yet at →SYN_SENT.
+
+        What was established and closes does not pass the instance's filter.
+        """
+        if new == TcpState.CLOSE and old not in (TcpState.SYN_SENT, TcpState.SYN_RECV):
+            return
         self.clock += 1
         local = (socket.local[0], 0) if new == TcpState.SYN_SENT else socket.local
         end = End(pack(local), pack(socket.remote))

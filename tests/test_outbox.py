@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tcpwatchd.connection import Written
 from tcpwatchd.event import poll_failed, records_lost
-from tcpwatchd.outbox import BATCH, Outbox
+from tcpwatchd.outbox import BATCH, Outbox, split_written
 from tests.kept import CONNECTION
 from tests.test_line import Reader
 
@@ -27,22 +28,32 @@ def test_a_stuck_sink_loses_nothing_and_keeps_the_order() -> None:
     outbox = Outbox(reader)
     outbox.add([OTHER, CONNECTION, LOST])
     reader.stuck = True
-    assert (outbox.send(), outbox.stuck, len(outbox.waiting)) == (0, True, 3)
+    outbox.send()
+    assert (outbox.total, outbox.stuck, len(outbox.waiting)) == ((0, 0, 0), True, 3)
     reader.stuck = False
-    assert (outbox.send(), outbox.stuck, len(outbox.waiting), outbox.told) == (1, False, 0, 7)
+    outbox.send()
+    assert (outbox.total, outbox.stuck, len(outbox.waiting)) == ((3, 1, 7), False, 0)
     assert [new.fields["MESSAGE"][:7] for new in reader.events] == ["Cannot ", "New con", "The ker"]
     assert outbox.written == {"trace": 1, "poll": 0, "startup": 0}
 
 
 def test_a_batch_is_bounded() -> None:
     outbox = make(*[CONNECTION] * (BATCH + 1))
-    assert (outbox.send(), len(outbox.waiting)) == (BATCH, 1)
+    outbox.send()
+    assert (outbox.total.connections, len(outbox.waiting)) == (BATCH, 1)
 
 
 def test_what_was_written_is_dropped() -> None:
     outbox = make(OTHER, CONNECTION, LOST, CONNECTION, LOST, CONNECTION)
     assert outbox.drop(2, 14) == 0
     assert list(outbox.waiting) == [CONNECTION]
+
+
+def test_what_waited_is_written_first() -> None:
+    waited: list[Connection | Event] = [OTHER, CONNECTION, LOST, CONNECTION]
+    assert split_written(waited, Written(0, 0, 0)) == (waited, (0, 0, 0))
+    assert split_written(waited, Written(3, 1, 7)) == ([CONNECTION], (0, 0, 0))
+    assert split_written(waited, Written(9, 6, 8)) == ([], (5, 4, 1))
 
 
 def test_losses_told_elsewhere_are_left() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tcpwatchd.baseline import BaselineError
-from tcpwatchd.connection import Drain, Formats
+from tcpwatchd.connection import Drain, Formats, Written
 from tcpwatchd.store import MOST_LOG, Store
 from tests.kept import make_baseline, make_full
 
@@ -25,9 +25,9 @@ def fill(folder: Path) -> Store:
     assert store.load() is None
     store.save(make_full(), FORMATS)
     store.put_aside(DRAINS[0])
-    store.mark(3, 0)
+    store.mark(Written(3, 3, 0))
     store.put_aside(DRAINS[1])
-    store.mark(4, 7)
+    store.mark(Written(6, 4, 7))
     return store
 
 
@@ -37,7 +37,7 @@ def test_the_next_process_has_all(tmp_path: Path) -> None:
     assert kept
     baseline, log = kept
     assert baseline == make_full()
-    assert (log.formats, log.drains, log.written, log.told, log.damage) == (FORMATS, DRAINS, 4, 7, None)
+    assert (log.formats, log.drains, log.written, log.damage) == (FORMATS, DRAINS, Written(6, 4, 7), None)
 
 
 def test_a_log_goes_on_in_the_next_process(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_new_baseline_begins_a_new_log(tmp_path: Path) -> None:
     store.save(make_baseline(), None)
     kept = Store(str(tmp_path)).load()
     assert kept
-    assert (kept[0].generation, kept[1].drains, kept[1].written) == (2, [], 0)
+    assert (kept[0].generation, kept[1].drains, kept[1].written) == (2, [], Written(0, 0, 0))
     assert sorted(os.listdir(tmp_path)) == ["baseline", "log.2"]
 
 
@@ -108,7 +108,7 @@ def test_without_a_directory_nothing_is_kept() -> None:
     store = Store(None)
     store.save(make_full(), FORMATS)
     store.put_aside(DRAINS[0])
-    store.mark(1, 0)
+    store.mark(Written(1, 1, 0))
     store.touch()
     assert store.load() is None
 
@@ -117,15 +117,15 @@ def test_after_a_failure_nothing_is_put_aside_until_the_next_baseline(tmp_path: 
     store = fill(tmp_path)
     with pytest.raises(OSError, match="too large"):
         store.put_aside(Drain(3, [bytes(MOST_LOG)], 0, {}))
-    store.mark(99, 0)
+    store.mark(Written(99, 99, 0))
     kept = Store(str(tmp_path)).load()
     assert kept
-    assert kept[1].written == 4
+    assert kept[1].written == Written(6, 4, 7)
     store.save(make_full(), FORMATS)
-    store.mark(99, 0)
+    store.mark(Written(99, 99, 0))
     kept = Store(str(tmp_path)).load()
     assert kept
-    assert kept[1].written == 99
+    assert kept[1].written == Written(99, 99, 0)
 
 
 def test_a_failed_save_leaves_the_last_one(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path) -> None:
             store.save(make_baseline(), FORMATS)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    store.mark(5, 7)
+    store.mark(Written(6, 5, 7))
     kept = Store(str(tmp_path)).load()
     assert kept
-    assert (kept[0], kept[1].written) == (make_full(), 5)
+    assert (kept[0], kept[1].written) == (make_full(), Written(6, 5, 7))

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpwatchd.instance import EVENT, TraceError
-from tcpwatchd.pages import Decoder, Layout, decode_page, read_layout
+from tcpwatchd.pages import Decoder, Layout, decode_page, read_layout, split_mixed, split_uniform
 from tcpwatchd.tracefs import Trace, read_formats
-from tests.ring import COUNTED, MISSED, SIZE, make_instance, page, record, word
+from tests.ring import COUNTED, FIXTURE, MISSED, SIZE, make_instance, page, record, word
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,4 +153,16 @@ def test_a_damaged_page_ends_in_a_stated_error(data: bytes) -> None:
         return
 
 
-LAYOUT = Layout(SIZE, 16, struct.Struct("<QQ"), struct.Struct("<4xiQiiHH12x16s16s").unpack_from)
+@given(st.lists(st.integers(0, 2**27 - 1), max_size=50), st.binary(max_size=4))
+def test_the_short_way_and_the_long_way_agree(deltas: list[int], rest: bytes) -> None:
+    data = b"".join(record(number, delta) for number, delta in enumerate(deltas)) + rest
+    short = split_uniform(data, 1000, LAYOUT)
+    if rest or not deltas:
+        assert short is None
+    else:
+        assert short is not None
+        times, records = split_mixed(data, 1000, LAYOUT)
+        assert (list(short[0]), list(short[1])) == (times, records)
+
+
+LAYOUT = read_layout(read_formats(str(FIXTURE)))

@@ -3,7 +3,7 @@
 It prints what its sockets saw as JSON. Usage:
 
     traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS] | short COUNT [ADDRESS]
-    traffic.py churn RATE SECONDS | listen PORT BACKLOG
+    traffic.py churn RATE SECONDS | listen PORT BACKLOG | hold COUNT ADDRESS PORT
 """
 
 from __future__ import annotations
@@ -119,6 +119,11 @@ def just_listen(port: str, backlog: str) -> None:
     hold([server], [])
 
 
+def hold_many(count: str, address: str, port: str) -> None:
+    """Opened to a server elsewhere, and kept."""
+    hold([connect(address, int(port)) for _ in range(int(count))], [])
+
+
 def churn(rate: str, seconds: str) -> None:
     """So many connections a second, reset at once, a hundred bursts a second; tells both ports of each."""
     server = listen("127.0.0.1")
@@ -143,6 +148,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "short": open_short,
     "churn": churn,
     "listen": just_listen,
+    "hold": hold_many,
 }
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -24,6 +24,8 @@ CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
 PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make,rpm"
 BOOT_TIMEOUT = 60.0
 TRACING = "/sys/kernel/tracing"
+
+Booted = TypeVar("Booted", bound="Container")
 
 needs_container = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("systemd-nspawn") or not shutil.which("debootstrap"),
@@ -91,7 +93,7 @@ class Container:
         self._console = (self._layers.folder / "console").open("wb")
         self.leader = 0
 
-    def __enter__(self) -> Container:
+    def __enter__(self: Booted) -> Booted:
         return self
 
     def boot(self) -> None:

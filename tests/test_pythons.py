@@ -1,0 +1,54 @@
+"""The unit and property tests under each Python that is supported, as far as it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.namespace import run
+
+PROJECT = Path(__file__).parents[1]
+CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-pythons"
+MINORS = range(9, 14)
+MODULES = (
+    "audit", "baseline", "config", "connection", "event", "histories", "law", "line", "notify", "outbox",
+    "procnet", "signals", "sinks", "store", "tracefs_pages", "tracker",
+)  # fmt: skip
+NEEDED = ("pytest", "hypothesis", "sdnotify")
+
+
+def find_python(minor: int) -> Path | None:
+    """In pyenv, whose commands in PATH work for its chosen versions only, or in PATH."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = sorted(versions.glob(f"3.{minor}.*/bin/python3.{minor}"))
+    elsewhere = shutil.which(f"python3.{minor}")
+    return found[-1] if found else Path(elsewhere) if elsewhere else None
+
+
+def make_environment(python: Path, minor: int) -> Path:
+    """Made once, and kept."""
+    environment = CACHE / f"3.{minor}"
+    if not environment.exists():
+        CACHE.mkdir(exist_ok=True)
+        partial = tempfile.mkdtemp(dir=CACHE)
+        run(python, "-m", "venv", partial)
+        run(f"{partial}/bin/python", "-m", "pip", "install", "--quiet", *NEEDED)
+        Path(partial).rename(environment)
+    return environment / "bin" / "python"
+
+
+@pytest.mark.parametrize("minor", MINORS)
+def test_under(minor: int) -> None:
+    python = find_python(minor)
+    if python is None:
+        pytest.skip(f"Python 3.{minor} is not installed")
+    modules = [f"tests/test_{name}.py" for name in MODULES]
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *modules]
+    environment = {**os.environ, "HYPOTHESIS_PROFILE": "brief"}
+    said = run(make_environment(python, minor), *command, cwd=PROJECT, env=environment).stdout
+    assert " passed" in said
+    assert "skipped" not in said
