@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -71,9 +72,11 @@ class Audit:
         active -= max(0, failed - reset)
         self.opened = Missed(self.opened.inbound + passive, self.opened.outbound + active)
         new = [connection for connection in found if connection.detected_by != "startup"]
+        directions = Counter([connection.direction for connection in new])
         # A connection of a socket to itself is opened and never accepted.
-        self._inbound += passive - sum(c.direction != "egress" and c.source != c.destination for c in new)
-        self._outbound += active - sum(c.direction != "ingress" for c in new)
+        alone = directions["internal"] and sum(c.source == c.destination for c in new)
+        self._inbound += passive - (len(new) - directions["egress"] - alone)
+        self._outbound += active - (len(new) - directions["ingress"])
         missed = Missed(max(0, self._inbound), max(0, self._outbound - connecting))
         self._inbound -= missed.inbound
         self._outbound -= missed.outbound

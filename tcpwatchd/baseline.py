@@ -100,10 +100,12 @@ def _simplify_end(end: End) -> tuple[str, str]:
     return end.local.hex(), end.remote.hex()
 
 
-def _simplify_item(item: Connection | Event) -> list[Any]:
+def _simplify_item(item: Connection | Event) -> str | list[Any]:
+    """A string of words for a connection, as there may be very many."""
     if isinstance(item, Event):
         return [item.time, dict(item.fields)]
-    return [item.source.hex(), item.destination.hex(), *item[2:]]
+    source, destination, direction, state, detected_by, time = item
+    return f"{source.hex()} {destination.hex()} {direction} {state:d} {detected_by} {time}"
 
 
 def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
@@ -117,7 +119,7 @@ def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
         {int(cpu): int(records) for cpu, records in taken},
         [_restore_transition(*fields) for fields in early],
         _restore_known(*known),
-        [_restore_item(*fields) for fields in waiting],
+        [_restore_item(item) for item in waiting],
         [int(count) for count in counters],
         blocks,
     )
@@ -134,7 +136,7 @@ def _restore_known(
         {_restore_end(*fields[:2]): _restore_row(*fields) for fields in away},
         {_restore_end(local, remote): (int(n), int(when)) for local, remote, n, when in owed},
         {int(socket): _restore_endpoint(remote) for socket, remote in opening},
-        [(_restore_connection(*fields), bool(held)) for fields, held in reports],
+        [(_restore_connection(words), bool(held)) for words, held in reports],
     )
 
 
@@ -160,17 +162,18 @@ def _restore_transition(
     return Transition(int(time), int(skaddr), TcpState(old), TcpState(new), end, int(pid))
 
 
-def _restore_item(*fields: Any) -> Connection | Event:
-    if len(fields) == len(Event._fields):
-        time, named = fields
-        return Event(int(time), {str(name): str(value) for name, value in named.items()})
-    return _restore_connection(*fields)
+def _restore_item(item: Any) -> Connection | Event:
+    if isinstance(item, str):
+        return _restore_connection(item)
+    time, named = item
+    return Event(int(time), {str(name): str(value) for name, value in named.items()})
 
 
-def _restore_connection(
-    source: str, destination: str, direction: Any, state: int, detected_by: Any, time: int
-) -> Connection:
+def _restore_connection(words: str) -> Connection:
+    direction: Any
+    detected_by: Any
+    source, destination, direction, state, detected_by, time = words.split(" ")
     if direction not in ("ingress", "egress", "internal") or detected_by not in ("trace", "poll", "startup"):
         raise ValueError(direction, detected_by)
     ends = _restore_endpoint(source), _restore_endpoint(destination)
-    return Connection(*ends, direction, TcpState(state), detected_by, int(time))
+    return Connection(*ends, direction, TcpState(int(state)), detected_by, int(time))

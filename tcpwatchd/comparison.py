@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, Row, TcpState, make
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tcpwatchd.connection import Detection, Direction, End, Endpoint, Snapshot
 
 UNACCEPTED = frozenset({TcpState.ESTABLISHED, TcpState.CLOSE_WAIT})
@@ -58,6 +60,9 @@ class Owed:
         count, _ = self._ends.pop(end, (0, 0))
         self._ends[end] = count + 1, when
 
+    def has(self, end: End) -> bool:
+        return end in self._ends
+
     def settle(self, end: End) -> bool:
         """Take one off, if any is owed."""
         count, when = self._ends.get(end, (0, 0))
@@ -101,27 +106,40 @@ class Comparison:
             self._went[row.end].append(row)
         for end, last in away.items():
             self._went[end].append(last)
+        self._known = {*self._went, *self._stays, *self._heard}
+        """Ends of which anything was known, or was found since."""
 
     def find_new(self) -> list[Connection]:
-        return [self._describe(row, "poll") for row in self._rows if self._is_new(row)]
+        return self._report(self._rows, "poll")
 
     def find_at_start(self) -> list[Connection]:
         """What is open when the watch begins. TIME_WAIT is over: remembered only, and judged last."""
         rows = sorted(self._rows, key=lambda row: row.state == TcpState.TIME_WAIT)
-        new = [row for row in rows if self._is_new(row)]
-        return [self._describe(row, "startup") for row in new if row.state != TcpState.TIME_WAIT]
+        return [new for new in self._report(rows, "startup") if new.state != TcpState.TIME_WAIT]
 
-    def _is_new(self, row: Row) -> bool:
+    def _report(self, rows: Iterable[Row], detected_by: Detection) -> list[Connection]:
+        ends = ((row, row.end.flipped) for row in rows)
+        return [
+            self._describe(row, flipped, detected_by) for row, flipped in ends if self._is_new(row, flipped)
+        ]
+
+    def _is_new(self, row: Row, flipped: End) -> bool:
         end = row.end
-        flipped = end.flipped
-        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0)) if self._heard else 0
+        was_known, flipped_known = end in self._known, flipped in self._known
+        self._known.add(end)
+        if not (was_known or flipped_known or self._owed.has(flipped)):
+            self._stays[end] = row
+            return True
+        heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0))
         if heard >= self._snapshot.started and self._may_precede(row, heard):
             self._heard[end] = heard
             return False
         known = self._heard.pop(end, None) is not None or self._continues(row)
-        known = known or self._is_second(end, flipped)
+        if not known and not was_known and end != flipped:
+            # The second end, not known before, of a connection that is known.
+            known = self._owed.settle(flipped) or flipped_known
         self._stays[end] = row
-        if not known and end != flipped and self._is_known(flipped):
+        if not known and end != flipped and flipped_known:
             self._heard[flipped] = self._snapshot.ended
         return not known
 
@@ -131,12 +149,6 @@ class Comparison:
         It is not if this poll itself found the new one and the row is no continuation of the old one.
         """
         return heard != self._snapshot.ended or self._continues(row)
-
-    def _is_second(self, end: End, flipped: End) -> bool:
-        """Whether it is the second end, not known before, of a connection that is known."""
-        if self._is_known(end) or end == flipped:
-            return False
-        return self._owed.settle(flipped) or self._is_known(flipped)
 
     def _continues(self, row: Row) -> bool:
         """Whether the row is a known connection of its end, further on."""
@@ -148,14 +160,10 @@ class Comparison:
         stays = self._stays.get(row.end)
         return stays is not None and can_be(stays, row)
 
-    def _is_known(self, end: End) -> bool:
-        return end in self._went or end in self._stays or end in self._heard
-
-    def _describe(self, row: Row, detected_by: Detection) -> Connection:
+    def _describe(self, row: Row, flipped: End, detected_by: Detection) -> Connection:
         local, remote = row.end
-        flipped = row.end.flipped
         accepted = self._accepts(row)
-        internal = is_local(row.end) or self._is_known(flipped) or flipped in self._shown
+        internal = is_local(row.end) or flipped in self._known or flipped in self._shown
         if internal:
             other = self._shown.get(flipped, Row(flipped, row.state, inode=-1))
             opened = self._accepts(other)

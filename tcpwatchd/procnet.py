@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tcpwatchd.connection import HALF_OPEN, MAPPED, End, Endpoint, Row, Snapshot, TcpState, make, unmap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Set
+    from collections.abc import Callable, Iterable, Iterator, Set
     from typing import Literal
 
     ByteOrder = Literal["little", "big"]
@@ -51,18 +51,21 @@ class Format:
     """
 
     def __init__(self, words: int, byteorder: ByteOrder) -> None:
-        endpoint = f"([0-9A-F]{{{8 * words}}}):([0-9A-F]{{4}})"
-        pattern = rf"{endpoint} {endpoint} ([0-9A-F]{{2}}) *[0-9]+ +[0-9]+ +([0-9]+)"
+        endpoint = f"[0-9A-F]{{{8 * words}}}:[0-9A-F]{{4}}"
+        pattern = rf"({endpoint} {endpoint}) (0[1-9A-C]) *[0-9]+ +[0-9]+ +([0-9]+)"
         self._parse = re.compile(pattern.encode()).match
-        self._byteorder = byteorder
-        self._printed = struct.Struct(f">{words}I")
-        self._stored = struct.Struct(f"{'<' if byteorder == 'little' else '>'}{words}I")
-        self.key = 2 * (8 * words + 5) + 1
+        both = 2 * f"{words}I2s"
+        self._printed = struct.Struct(f">{both}")
+        self._stored = struct.Struct(f"{'<' if byteorder == 'little' else '>'}{both}")
+        self._size = 4 * words + 2
+        """Bytes of an endpoint."""
+        self.address = 8 * words
+        self.key = 2 * (self.address + 5) + 1
         """Width of the two addresses."""
         self.head = self.key + 3
         """Width of the two addresses and the state."""
-        self.address = 8 * words
         self.padded = words == 1
+        self._unmap: Callable[[bytes], Endpoint] = Endpoint if self.padded else unmap
 
     def slice_rows(self, block: bytes) -> list[bytes]:
         """One slice a row. Rows are numbered in order, so their columns shift at most once in a block."""
@@ -96,33 +99,29 @@ class Format:
     def parse_row(self, text: bytes) -> Row:
         """Parse one slice. Raises ValueError."""
         columns = self._parse(text)
-        if columns is None or columns[5] not in STATES:
+        if columns is None:
             raise ValueError(text)
-        local, local_port, remote, remote_port, state, inode = columns.groups()
-        ends = self._parse_endpoint(local, local_port), self._parse_endpoint(remote, remote_port)
-        return make(Row, (make(End, ends), STATES[state], int(inode)))
+        ends, state, inode = columns.groups()
+        return make(Row, (self._parse_end(ends.translate(None, b": ")), STATES[state], int(inode)))
+
+    def _parse_end(self, digits: bytes) -> End:
+        packed = self._stored.pack(*self._printed.unpack(unhexlify(digits)))
+        return make(End, (self._unmap(packed[: self._size]), self._unmap(packed[self._size :])))
 
     def parse_address(self, address: bytes) -> bytes:
         """Raises ValueError or struct.error."""
-        return self._parse_endpoint(address, b"0000").address
-
-    def _parse_endpoint(self, address: bytes, port: bytes) -> Endpoint:
-        if self.padded:  # IPv4, one word
-            return Endpoint(int(address, 16).to_bytes(4, self._byteorder) + unhexlify(port))
-        return unmap(self._stored.pack(*self._printed.unpack(unhexlify(address))) + unhexlify(port))
+        return self._parse_end(2 * (address + b"0000")).local.address
 
     def format_keys(self, ends: Iterable[End]) -> set[bytes]:
         """What slices of these ends begin with; an IPv6 end has none in the table of IPv4."""
-        return {
-            b"%b %b" % (self._format_endpoint(end.local), self._format_endpoint(end.remote))
-            for end in ends
-            if end.local.is_ipv4 or not self.padded
-        }
+        return {self._format_key(end) for end in ends if end.local.is_ipv4 or not self.padded}
 
-    def _format_endpoint(self, endpoint: Endpoint) -> bytes:
-        mapped = MAPPED if endpoint.is_ipv4 and not self.padded else b""
-        words = self._stored.unpack(mapped + endpoint[:-2])
-        return b"%b:%b" % (hexlify(self._printed.pack(*words)).upper(), hexlify(endpoint[-2:]).upper())
+    def _format_key(self, end: End) -> bytes:
+        wide = [MAPPED + e if e.is_ipv4 and not self.padded else e for e in end]
+        packed = self._printed.pack(*self._stored.unpack(b"".join(wide)))
+        digits, width = hexlify(packed).upper(), self.address
+        local, remote = digits[: width + 4], digits[width + 4 :]
+        return b"%b:%b %b:%b" % (local[:width], local[width:], remote[:width], remote[width:])
 
 
 class Change(NamedTuple):

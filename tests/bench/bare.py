@@ -11,8 +11,6 @@ import json
 import sys
 import time
 
-from systemd.journal import sendv
-
 from tcpwatchd.connection import Connection, Endpoint, TcpState
 from tcpwatchd.event import connection_opened
 
@@ -28,6 +26,8 @@ def make_entry(number: int) -> list[str]:
 
 
 def main() -> None:
+    from systemd.journal import sendv
+
     entries = list(map(make_entry, range(int(sys.argv[1]))))
     began, before = time.time_ns() // 1000, time.process_time()
     for entry in entries:

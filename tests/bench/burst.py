@@ -15,22 +15,24 @@ from tests.holder import Traffic
 from tests.namespace import Namespace, wait_until
 from tests.system.service import configure, count_reported
 
-HERE, THERE, PORT = "10.78.5.1", "10.78.5.2", "7100"
-PROCESSES, EACH, PAIRS = 12, 8334, 3
+HERE, THERE = "10.78.5.1", "10.78.5.2"
+PORTS = [str(port) for port in range(7100, 7112)]
+EACH, PAIRS = 8334, 3
 INTERVAL = 30
-CONNECTIONS = PROCESSES * EACH
+CONNECTIONS = len(PORTS) * EACH
 BEGUN = 5_000_000
 """Nanoseconds of processor time that only a poll of many new connections takes."""
 
 
 def open_all(service: Service, client: Namespace) -> list[Traffic]:
-    """Nothing is accepted, so the server needs no descriptors."""
-    server = Traffic(service.leader, "listen", PORT, str(2 * CONNECTIONS))
-    server.truth()
-    holders = [Traffic(client.pid, "hold", str(EACH), HERE, PORT) for _ in range(PROCESSES)]
+    """To a port each, or the client's ports would not do. Nothing is accepted: no descriptors are needed."""
+    servers = [Traffic(service.leader, "listen", port, str(EACH)) for port in PORTS]
+    for server in servers:
+        server.truth()
+    holders = [Traffic(client.pid, "hold", str(EACH), HERE, port) for port in PORTS]
     for holder in holders:
         holder.truth()
-    return [*holders, server]
+    return [*holders, *servers]
 
 
 def wait_for_poll(service: Service) -> int:
@@ -65,7 +67,7 @@ def main() -> None:
     ratios, peaks = [], []
     with Service(traced=False) as service, Namespace() as client:
         client.join(THERE, service.leader, HERE)
-        service.run("sh", "-c", f"echo {2 * CONNECTIONS} >/proc/sys/net/core/somaxconn")
+        service.run("sh", "-c", f"echo {EACH} >/proc/sys/net/core/somaxconn")
         command = f"/usr/bin/tcpwatchd --output journal --interval {INTERVAL}"
         configure(service, f"ExecStart=\nExecStart={command}")
         for _ in range(PAIRS):

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from typing import Any
 
 from tcpwatchd.event import RECORDS_LOST
 from tests.bench.figures import INTERPRETER, compare_with, print_head, print_row, read_cpu, summarize
@@ -66,7 +67,7 @@ def count_lost(service: Service) -> int:
 
 def measure_bpftrace(service: Service, rate: int) -> float:
     """Processor time, in microseconds a connection."""
-    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nowhere: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(["bpftrace", "-e", PRINT], **nowhere) as probe:
         time.sleep(PROBE_SETTLES)
         before = read_cpu(probe.pid)
