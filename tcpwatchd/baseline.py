@@ -75,7 +75,10 @@ def _parse_blocks(text: bytes) -> list[set[bytes]]:
 
 
 def _simplify(baseline: Baseline) -> list[Any]:
-    """All but the tables, of nothing but what JSON knows."""
+    """All but the tables, of nothing but what JSON knows.
+
+    What there may be very many of is a string of words each: that is quicker than lists.
+    """
     known = baseline.known
     return [
         *baseline[:4],
@@ -85,9 +88,9 @@ def _simplify(baseline: Baseline) -> list[Any]:
             known.first,
             known.open,
             [[end.hex(), rows] for end, rows in known.listeners.items()],
-            [[*_simplify_end(end), when] for end, when in known.heard.items()],
-            [[*_simplify_end(end), *(row[1:] if row else ())] for end, row in known.away.items()],
-            [[*_simplify_end(end), *owed] for end, owed in known.owed.items()],
+            [f"{local.hex()} {remote.hex()} {when}" for (local, remote), when in known.heard.items()],
+            [_simplify_away(end, row) for end, row in known.away.items()],
+            [f"{end.local.hex()} {end.remote.hex()} {n} {when}" for end, (n, when) in known.owed.items()],
             [[socket, remote.hex()] for socket, remote in known.opening.items()],
             [[_simplify_item(connection), held] for connection, held in known.reports],
         ],
@@ -96,12 +99,12 @@ def _simplify(baseline: Baseline) -> list[Any]:
     ]
 
 
-def _simplify_end(end: End) -> tuple[str, str]:
-    return end.local.hex(), end.remote.hex()
+def _simplify_away(end: End, row: Row | None) -> str:
+    local, remote = end
+    return f"{local.hex()} {remote.hex()}" + (f" {row.state:d} {row.inode}" if row else "")
 
 
 def _simplify_item(item: Connection | Event) -> str | list[Any]:
-    """A string of words for a connection, as there may be very many."""
     if isinstance(item, Event):
         return [item.time, dict(item.fields)]
     source, destination, direction, state, detected_by, time = item
@@ -132,12 +135,16 @@ def _restore_known(
         bool(first),
         int(count),
         {_restore_endpoint(end): int(rows) for end, rows in listeners},
-        {_restore_end(local, remote): int(when) for local, remote, when in heard},
-        {_restore_end(*fields[:2]): _restore_row(*fields) for fields in away},
-        {_restore_end(local, remote): (int(n), int(when)) for local, remote, n, when in owed},
+        {_restore_end(local, remote): int(when) for local, remote, when in map(_split, heard)},
+        {_restore_end(*words[:2]): _restore_row(*words) for words in map(_split, away)},
+        {_restore_end(*words): (int(n), int(when)) for *words, n, when in map(_split, owed)},
         {int(socket): _restore_endpoint(remote) for socket, remote in opening},
         [(_restore_connection(words), bool(held)) for words, held in reports],
     )
+
+
+def _split(words: Any) -> list[str]:
+    return str(words).split(" ")
 
 
 def _restore_endpoint(text: str) -> Endpoint:
@@ -151,8 +158,8 @@ def _restore_end(local: str, remote: str) -> End:
     return End(_restore_endpoint(local), _restore_endpoint(remote))
 
 
-def _restore_row(local: str, remote: str, state: int | None = None, inode: int = 0) -> Row | None:
-    return None if state is None else Row(_restore_end(local, remote), TcpState(state), int(inode))
+def _restore_row(local: str, remote: str, state: str = "", inode: str = "") -> Row | None:
+    return Row(_restore_end(local, remote), TcpState(int(state)), int(inode)) if state else None
 
 
 def _restore_transition(
@@ -172,7 +179,7 @@ def _restore_item(item: Any) -> Connection | Event:
 def _restore_connection(words: str) -> Connection:
     direction: Any
     detected_by: Any
-    source, destination, direction, state, detected_by, time = words.split(" ")
+    source, destination, direction, state, detected_by, time = _split(words)
     if direction not in ("ingress", "egress", "internal") or detected_by not in ("trace", "poll", "startup"):
         raise ValueError(direction, detected_by)
     ends = _restore_endpoint(source), _restore_endpoint(destination)

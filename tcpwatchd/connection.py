@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from enum import IntEnum
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Direction = Literal["ingress", "egress", "internal"]
@@ -54,8 +55,7 @@ class Endpoint(bytes):
     @property
     def ip(self) -> str:
         """The bare address as text; IPv6 as in RFC 5952."""
-        family = socket.AF_INET if len(self) == IPV4_LENGTH else socket.AF_INET6
-        return socket.inet_ntop(family, self[:-2])
+        return format_ip(self[:-2])
 
     @property
     def is_ipv4(self) -> bool:
@@ -67,6 +67,11 @@ class Endpoint(bytes):
 
     def __str__(self) -> str:
         return format_endpoint(self.ip, self.port)
+
+
+@lru_cache(maxsize=1024)
+def format_ip(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
 def format_endpoint(ip: str, port: int) -> str:

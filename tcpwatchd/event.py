@@ -52,26 +52,24 @@ def connection_opened(connection: Connection, opened: int) -> Event:
     source_ip, source_port = source.ip, source.port
     destination_ip, destination_port = destination.ip, destination.port
     here, there = format_endpoint(source_ip, source_port), format_endpoint(destination_ip, destination_port)
-    return Event(
-        opened,
-        {
-            "MESSAGE": f"New connection: {here} -> {there}",
-            "MESSAGE_ID": CONNECTION_OPENED,
-            "PRIORITY": INFO,
-            "SYSLOG_IDENTIFIER": "tcpwatchd",
-            "EVENT_ACTION": "connection-opened",
-            "EVENT_START": format_utc(opened),
-            "SOURCE_IP": source_ip,
-            "SOURCE_PORT": str(source_port),
-            "DESTINATION_IP": destination_ip,
-            "DESTINATION_PORT": str(destination_port),
-            "NETWORK_DIRECTION": direction,
-            "NETWORK_TYPE": "ipv6" if ":" in source_ip else "ipv4",
-            "NETWORK_TRANSPORT": "tcp",
-            "TCPWATCHD_DETECTED_BY": detected_by,
-            "TCPWATCHD_TCP_STATE": state.name,
-        },
-    )
+    fields = {
+        "MESSAGE": f"New connection: {here} -> {there}",
+        "MESSAGE_ID": CONNECTION_OPENED,
+        "PRIORITY": INFO,
+        "SYSLOG_IDENTIFIER": "tcpwatchd",
+        "EVENT_ACTION": "connection-opened",
+        "EVENT_START": format_utc(opened),
+        "SOURCE_IP": source_ip,
+        "SOURCE_PORT": str(source_port),
+        "DESTINATION_IP": destination_ip,
+        "DESTINATION_PORT": str(destination_port),
+        "NETWORK_DIRECTION": direction,
+        "NETWORK_TYPE": "ipv6" if ":" in source_ip else "ipv4",
+        "NETWORK_TRANSPORT": "tcp",
+        "TCPWATCHD_DETECTED_BY": detected_by,
+        "TCPWATCHD_TCP_STATE": state.name,
+    }
+    return Event(opened, fields)
 
 
 def watch_started(version: str, interval: float, ipv6: bool, now: int) -> Event:

@@ -13,7 +13,7 @@ import sys
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tcpwatchd.connection import End, Endpoint, Formats, TcpState, Transition, make, unmap
+from tcpwatchd.connection import MAPPED, End, Endpoint, Formats, TcpState, Transition, make
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,7 +34,8 @@ MISSED, COUNTED, LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
 ENTRY = r"type_len\s*:\s*5 bits\s+time_delta\s*:\s*27 bits\s+array\s*:\s*32 bits"
 FIELDS = ("common_pid", "skaddr", "oldstate", "newstate", "sport", "dport", "saddr_v6", "daddr_v6")
 """In the order of known kernels."""
-CODES = {2: "H", 4: "i", 8: "Q", 16: "16s"}
+CODES = {2: ("H",), 4: ("i",), 8: ("Q",), 16: ("12s", "4s")}
+"""Of a field of so many bytes. An address is in two parts: the first tells whether it is IPv4-mapped."""
 STATES = {state.value: state for state in TcpState}
 CLOSE = TcpState.CLOSE.value
 NOWHERE = End(Endpoint(), Endpoint())
@@ -113,7 +114,7 @@ def read_layout(formats: Formats) -> Layout:
     ):
         raise ValueError("this kernel's trace records have an unknown layout")
     data, capacity = page["data"]
-    commit = struct.Struct(f"=Q{CODES[page['commit'][1]].upper()}")
+    commit = struct.Struct({4: "=QI", 8: "=QQ"}[page["commit"][1]])
     return Layout(data + capacity, data, commit, *read_entry(record))
 
 
@@ -136,16 +137,19 @@ def find_loss(page: bytes, layout: Layout) -> int | None:
 def read_entry(fields: dict[str, tuple[int, int]]) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:
     """`entry` and `pick` of a layout. What the kernel adds to a record makes it a multiple of a pointer."""
     ordered = sorted(FIELDS, key=fields.__getitem__)
-    codes, end = "=I", 0
-    for offset, size in map(fields.__getitem__, ordered):
-        codes += f"{offset - end}x{CODES[size]}"
+    codes, end, values, places = "=I", 0, 1, {}
+    for name in ordered:
+        offset, size = fields[name]
+        codes += f"{offset - end}x{''.join(CODES[size])}"
         end = offset + size
+        places[name] = range(values, values + len(CODES[size]))
+        values += len(CODES[size])
     whole = max(offset + size for offset, size in fields.values())
     pointer = struct.calcsize("P")
     entry = struct.Struct(f"{codes}{-(-whole // pointer) * pointer - end}x")
     if ordered == list(FIELDS):
         return entry, None
-    return entry, operator.itemgetter(0, *(1 + ordered.index(name) for name in FIELDS))
+    return entry, operator.itemgetter(0, *(place for name in FIELDS for place in places[name]))
 
 
 def decode_page(page: bytes, layout: Layout) -> list[Transition]:
@@ -156,11 +160,17 @@ def decode_page(page: bytes, layout: Layout) -> list[Transition]:
     if layout.pick:
         records = map(layout.pick, records)
     found = []
-    for when, (_, pid, skaddr, old, new, sport, dport, source, destination) in zip(times, records):
+    for when, fields in zip(times, records):
+        _, pid, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
         end = NOWHERE
         if new != CLOSE:
-            local, remote = source + sport.to_bytes(2, "big"), destination + dport.to_bytes(2, "big")
-            end = make(End, (unmap(local), unmap(remote)))
+            local += sport.to_bytes(2, "big")
+            remote += dport.to_bytes(2, "big")
+            if local_head != MAPPED:
+                local = local_head + local
+            if remote_head != MAPPED:
+                remote = remote_head + remote
+            end = make(End, (Endpoint(local), Endpoint(remote)))
         found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, pid)))
     return found
 

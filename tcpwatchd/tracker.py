@@ -11,7 +11,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from tcpwatchd.comparison import Comparison, Owed, is_local
-from tcpwatchd.connection import NOTHING_KNOWN, Connection, End, Known, TcpState
+from tcpwatchd.connection import NOTHING_KNOWN, Connection, End, Known, TcpState, make
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -109,7 +109,11 @@ class Tracker:
         self._heard[end] = when
         if opened:
             self._owed.add(end, when)
-        self._report(end, opened, when)
+        internal = is_local(end)
+        direction: Direction = "internal" if internal else "egress" if opened else "ingress"
+        source, destination = end if opened else flipped
+        fields = source, destination, direction, TcpState.ESTABLISHED, "trace", when
+        self._enqueue(make(Connection, fields), held=opened and not internal)
 
     def _is_second(self, end: End, flipped: End, is_shown: Callable[[End], bool]) -> bool:
         """Whether an accepted end belongs to a connection whose other end is known by a poll, say."""
@@ -118,13 +122,6 @@ class Tracker:
 
     def _is_known(self, end: End, is_shown: Callable[[End], bool]) -> bool:
         return end in self._heard or end in self._away or is_shown(end)
-
-    def _report(self, end: End, opened: bool, when: int) -> None:
-        internal = is_local(end)
-        source, destination = end if opened else end.flipped
-        direction: Direction = "internal" if internal else "egress" if opened else "ingress"
-        connection = Connection(source, destination, direction, TcpState.ESTABLISHED, "trace", when)
-        self._enqueue(connection, held=opened and not internal)
 
     def _enqueue(self, connection: Connection, held: bool) -> None:
         report = _Report(connection, held)
@@ -179,6 +176,8 @@ class Tracker:
 
 class _Report:
     """A connection told by the trace, and whether it waits for its other end."""
+
+    __slots__ = ("connection", "held")
 
     def __init__(self, connection: Connection, held: bool) -> None:
         self.connection = connection

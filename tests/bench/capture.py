@@ -23,7 +23,9 @@ from tests.system.container import PROJECT
 from tests.system.service import count_reported, entries
 
 RATES = (100, 1_000, 10_000)
-SECONDS, PAIRS, PROCESSES = 10, 3, 2
+SECONDS, PAIRS = 10, 3
+MOST_EACH = 5_000
+"""Connections a second that a process makes with ease."""
 BARE_ENTRIES = 20_000
 PRINT = """tracepoint:sock:inet_sock_set_state /args->protocol == 6/ {
 printf("%llu %llx %d %d %s:%d %s:%d\\n", nsecs, args->skaddr, args->oldstate, args->newstate,
@@ -34,8 +36,9 @@ PROBE_SETTLES = 3.0
 
 def churn(service: Service, rate: int) -> int:
     """How many connections were made."""
-    each = str(rate // PROCESSES)
-    traffics = [Traffic(service.leader, "churn", each, str(SECONDS)) for _ in range(PROCESSES)]
+    processes = max(1, rate // MOST_EACH)
+    each = str(rate // processes)
+    traffics = [Traffic(service.leader, "churn", each, str(SECONDS)) for _ in range(processes)]
     made = sum(len(traffic.truth()[1]) for traffic in traffics)
     for traffic in traffics:
         traffic.end()
