@@ -35,6 +35,8 @@ QUEUES = 40
 """Width of the columns between the state and the uid, which are not kept."""
 OWNER = 30
 """Width of what is kept after them: uid, timeout and inode at ten digits each of uid and inode."""
+MOST_ADDRESSES = 4096
+"""Local addresses that are kept: a transparent proxy has as many as its clients have servers."""
 STATES = {b"%02X" % state: state for state in TcpState}
 CONNECTING = b"%02X" % TcpState.SYN_SENT
 SKIPPED = frozenset(b"%02X" % state for state in HALF_OPEN)
@@ -244,7 +246,8 @@ class Tables:
             OptionalTable(os.path.join(root, "tcp6"), Format(4, byteorder)),
         )
         self._changes: list[Change] = []
-        self._addresses: set[bytes] = set()
+        self._addresses: set[bytes] | None = set()
+        """Local addresses of all rows so far, None when they are too many to be kept."""
         self._connecting = 0
 
     @property
@@ -263,7 +266,7 @@ class Tables:
         for table, kept in zip(self._tables, blocks):
             table.keep(Change(kept, [], set()))
             self._connecting += sum(table.count_connecting(block) for block in kept)
-            self._addresses |= table.list_addresses(chain.from_iterable(kept))
+            self._keep_addresses(table.list_addresses(chain.from_iterable(kept)))
 
     def __len__(self) -> int:
         """Rows of the last reading, of any state."""
@@ -271,7 +274,14 @@ class Tables:
 
     def holds(self, end: End) -> bool:
         """Whether the snapshot that is kept has a row of this end that is not half-open."""
-        return end.local.address in self._addresses and any(table.holds(end) for table in self._tables)
+        if self._addresses is not None and end.local.address not in self._addresses:
+            return False
+        return any(table.holds(end) for table in self._tables)
+
+    def _keep_addresses(self, addresses: set[bytes]) -> None:
+        if self._addresses is not None:
+            together = self._addresses | addresses
+            self._addresses = together if len(together) <= MOST_ADDRESSES else None
 
     def read_snapshot(self, asked: Iterable[End] = ()) -> Snapshot:
         """Read both tables; `asked` are ends whose unchanged rows are wanted as well.
@@ -291,7 +301,8 @@ class Tables:
             for table, change in changes
         )
         self._changes = [change for _, change in changes]
-        self._addresses.update(*(table.list_addresses(change.fresh) for table, change in changes))
+        for table, change in changes:
+            self._keep_addresses(table.list_addresses(change.fresh))
         return Snapshot(started, ended, fresh, gone, near, malformed, connecting)
 
     def keep(self) -> None:

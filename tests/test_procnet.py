@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tcpwatchd.connection import End, Endpoint, Row, TcpState
-from tcpwatchd.procnet import BLOCK, TableError, Tables
+from tcpwatchd.procnet import BLOCK, MOST_ADDRESSES, TableError, Tables
 from tests.polls import take
 from tests.table import HEADER4, endpoint4, endpoint6, row, write_tables
 
@@ -121,6 +121,19 @@ def test_unchanged_rows_near_a_fresh_one_and_asked_for(tmp_path: Path) -> None:
     end = End(Endpoint(b"\x0a\0\0\1\x17\x70"), Endpoint(b"\x0a\0\0\2\0\x50"))
     snapshot = take(tables, [end])
     assert sorted(found.inode for found in snapshot.near) == [1, 2]
+
+
+@pytest.mark.parametrize("count", [2, MOST_ADDRESSES + 1])
+def test_it_knows_which_ends_it_holds(tmp_path: Path, count: int) -> None:
+    """However many local addresses there are."""
+    rows = [line(i, f"10.1.{i >> 8}.{i & 255}:80", "10.0.0.2:5000", inode=i) for i in range(1, count + 1)]
+    write_tables(tmp_path, rows, [])
+    tables = Tables(str(tmp_path))
+    take(tables)
+    client = Endpoint(b"\x0a\0\0\2" + (5000).to_bytes(2, "big"))
+    last = Endpoint(b"\x0a\1" + count.to_bytes(2, "big") + b"\0\x50")
+    for local, held in ((last, True), (Endpoint(b"\x0a\2\0\1\0\x50"), False), (client, False)):
+        assert tables.holds(End(local, client)) == held
 
 
 def test_half_open_rows_are_left_out(tmp_path: Path) -> None:
