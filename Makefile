@@ -26,18 +26,19 @@ lint: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/ready  ## measure what a poll costs and finds
-	$(VENV)/bin/python tests/bench/poll.py
-	$(VENV)/bin/python tests/bench/recall.py
-	$(VENV)/bin/python tests/bench/journal.py
+bench: $(VENV)/ready  ## measure beside peers, as root; ARGS names some of the benchmarks
+	tests/setup $(PYTHON) $(VENV) tcpspy bpftrace
+	$(VENV)/bin/python -m tests.bench $(ARGS)
 
 $(VENV)/ready: tests/setup tests/requirements.txt
 	tests/setup $(PYTHON) $(VENV)
 	touch $@
 
+# Compiled here: the service may not write into it.
 install:  ## install to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(PREFIX)/bin
 	install -m 644 tcpwatchd/*.py $(DESTDIR)$(LIBDIR)/tcpwatchd
+	/usr/bin/python3 -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(LIBDIR)
 	sed 's|@LIBDIR@|$(LIBDIR)|' packaging/tcpwatchd.in > $(DESTDIR)$(PREFIX)/bin/tcpwatchd
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/tcpwatchd.service systemd/tcpwatchd-trace.service

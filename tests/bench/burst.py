@@ -73,7 +73,6 @@ def main() -> None:
         for _ in range(PAIRS):
             took, peak = measure(service, client)
             bare, _ = service.run_bare(CONNECTIONS)
-            print(took, bare)
             ratios.append(took / bare)
             peaks.append(peak / MIB)
     print(f"\n{CONNECTIONS:,} connections new in one poll, until the last entry is in the journal.")

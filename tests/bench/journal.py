@@ -1,48 +1,38 @@
-"""How many bytes an entry takes in the journal of a booted container. Run as root: make bench."""
+"""How many bytes an entry takes in the journal."""
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
+from tests.bench.figures import print_head, print_row
+from tests.bench.service import Service
 from tests.holder import Traffic
 from tests.namespace import wait_until
-from tests.system.container import Container, install
+from tests.system.service import count_reported
 
 CONNECTIONS, PROCESSES = 50_000, 10
 DAY = 86_400
 
 
-def measure_journal(container: Container) -> int:
+def measure_journal(service: Service) -> int:
     """Bytes of disk, all written."""
-    container.run("journalctl", "--rotate")
-    return int(container.run("du", "--summarize", "--bytes", "/var/log/journal").split()[0])
+    service.run("journalctl", "--rotate")
+    return int(service.run("du", "--summarize", "--bytes", "/var/log/journal").split()[0])
 
 
 def main() -> None:
-    if os.geteuid() != 0:
-        sys.exit("make bench: needs root to boot a container")
-    with Container("bookworm") as container:
-        install(container.root)
-        (container.root / "var/log/journal").mkdir(exist_ok=True)
-        container.boot()
-        container.run("systemctl", "enable", "--now", "--quiet", "tcpwatchd")
-        before = measure_journal(container)
-        holders = [Traffic(container.leader, "many", str(CONNECTIONS // PROCESSES)) for _ in range(PROCESSES)]
+    with Service(traced=False) as service:
+        service.run("systemctl", "start", "tcpwatchd")
+        before = measure_journal(service)
+        each = str(CONNECTIONS // PROCESSES)
+        holders = [Traffic(service.leader, "many", each) for _ in range(PROCESSES)]
         for holder in holders:
             holder.truth()
-        wait_until(
-            lambda: f"; {CONNECTIONS} conn" in container.show("tcpwatchd", "StatusText"), 60, "reports"
-        )
-        size = (measure_journal(container) - before) / CONNECTIONS
+        wait_until(lambda: count_reported(service) == CONNECTIONS, 60, "reports")
+        size = (measure_journal(service) - before) / CONNECTIONS
         for holder in holders:
             holder.end()
-    print(f"| bytes an entry | {size:.0f} |\n|---|---|")
-    for rate in (1, 10, 100):
-        print(f"| a day at {rate} connections a second | {size * rate * DAY / 1e9:.2g} GB |")
+    print("\nThe journal on disk.")
+    print_head("bytes an entry", *(f"a day at {rate} a second" for rate in (1, 10, 100)))
+    print_row(f"{size:.0f}", *(f"{size * rate * DAY / 1e9:.2g} GB" for rate in (1, 10, 100)))
 
 
 if __name__ == "__main__":
