@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from tcpwatchd.event import CONNECTION_OPENED, Event, format_local
@@ -16,6 +17,8 @@ STDOUT, STDERR = 1, 2
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 PATIENCE = 20
 """Milliseconds for a reader that is slow but not stuck."""
+LULL = 0.005
+"""Seconds in which journald takes a part of its full queue: a sender that waits is woken for each entry."""
 
 
 class Sink(Protocol):
@@ -67,6 +70,9 @@ class JournalSink:
         return True
 
     def is_ready(self) -> bool:
+        if self._poll.poll(0):
+            return True
+        time.sleep(LULL)
         return bool(self._poll.poll(PATIENCE))
 
     def write(self, event: Event) -> bool:
@@ -126,9 +132,9 @@ class TextSink:
         return self._out.is_ready() and self._err.is_ready()
 
     def write(self, event: Event) -> bool:
-        time, fields = event
+        moment, fields = event
         if fields["MESSAGE_ID"] == CONNECTION_OPENED:
-            return self._out.write(f"{format_local(time)}: {fields['MESSAGE']}")
+            return self._out.write(f"{format_local(moment)}: {fields['MESSAGE']}")
         return self._err.write(f"tcpwatchd: {fields['MESSAGE']}")
 
 

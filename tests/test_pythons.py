@@ -15,8 +15,8 @@ PROJECT = Path(__file__).parents[1]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-pythons"
 MINORS = range(9, 14)
 MODULES = (
-    "audit", "baseline", "config", "connection", "costs", "event", "histories", "law", "line", "notify", "outbox",
-    "procnet", "signals", "sinks", "store", "tracefs_pages", "tracker",
+    "audit", "baseline", "config", "connection", "costs", "event", "histories", "law", "line", "notify",
+    "outbox", "procnet", "signals", "sinks", "store", "tracefs_pages", "tracker",
 )  # fmt: skip
 NEEDED = ("pytest", "hypothesis", "sdnotify")
 
