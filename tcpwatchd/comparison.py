@@ -108,6 +108,8 @@ class Comparison:
             self._went[end].append(last)
         self._known = {*self._went, *self._stays, *self._heard}
         """Ends of which anything was known, or was found since."""
+        self._found: set[End] = set()
+        """Ends of connections that this poll itself found, by their other end."""
 
     def find_new(self) -> list[Connection]:
         return self._report(self._rows, "poll")
@@ -131,7 +133,7 @@ class Comparison:
             self._stays[end] = row
             return True
         heard = max(self._heard.get(end, 0), self._heard.get(flipped, 0))
-        if heard >= self._snapshot.started and self._may_precede(row, heard):
+        if heard >= self._snapshot.started and self._may_precede(row, flipped, heard):
             self._heard[end] = heard
             return False
         known = self._heard.pop(end, None) is not None or self._continues(row)
@@ -141,14 +143,16 @@ class Comparison:
         self._stays[end] = row
         if not known and end != flipped and flipped_known:
             self._heard[flipped] = self._snapshot.ended
+            self._found.add(flipped)
         return not known
 
-    def _may_precede(self, row: Row, heard: int) -> bool:
+    def _may_precede(self, row: Row, flipped: End, heard: int) -> bool:
         """Whether the row may be of the connection before the one heard of, having been read earlier.
 
         It is not if this poll itself found the new one and the row is no continuation of the old one.
         """
-        return heard != self._snapshot.ended or self._continues(row)
+        found = heard == self._snapshot.ended and not self._found.isdisjoint((row.end, flipped))
+        return not found or self._continues(row)
 
     def _continues(self, row: Row) -> bool:
         """Whether the row is a known connection of its end, further on."""

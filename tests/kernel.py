@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Address = tuple[str, int]
 TICK = 1_000_000
+LATE = 10 * TICK
 Step = tuple[str, int, int]
 
 ESTABLISHED, CLOSE_WAIT, TIME_WAIT = TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.TIME_WAIT
@@ -196,8 +197,10 @@ class Kernel:
         self.records.append(Transition(self.clock, id(socket), old, new, end, 1))
 
     def drain(self, left: int = 0) -> list[Transition]:
-        """Take out records; the newest `left` came too late for this drain."""
+        """Take out records; the newest `left` came too late for this drain, as far as they are new at all."""
         cut = max(0, len(self.records) - left)
+        while cut < len(self.records) and self.records[cut].time < self.clock - LATE:
+            cut += 1
         taken, self.records = self.records[:cut], self.records[cut:]
         return taken
 

@@ -421,3 +421,13 @@ def test_what_is_owed_is_bounded() -> None:
     assert not owed.settle(End(Endpoint((9).to_bytes(6, "big")), end.remote))
     assert owed.settle(end)
     assert not owed.settle(end)
+
+
+def test_a_record_at_the_very_end_of_a_poll(polls: Polls) -> None:
+    """The row is of the connection before, and so not judged, though the times are equal."""
+    first, second = f"{C} {S} ESTABLISHED 5", f"{C} {S} ESTABLISHED 6"
+    opened = (f"7 CLOSE SYN_SENT 10.0.0.1:0 {S}", f"7 SYN_SENT ESTABLISHED {C} {S}")
+    assert len(polls.hear(*(f"1 {record}" for record in opened))) == 1
+    assert len(polls.hear(*(f"3 {record}" for record in opened))) == 1
+    assert polls.see(first, at=2) == [], "it ended at 3 ms"
+    assert polls.see(second, at=4) == []
