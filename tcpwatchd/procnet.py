@@ -196,14 +196,14 @@ class Table:
         """
         if not self.blocks or not (ends or asked):
             return []
-        texts = (text for text in chain.from_iterable(self.blocks) if text not in change.gone)
+        texts = chain.from_iterable(self.blocks)
         if len(self) < len(ends) + len(asked):  # fewer to parse than to format
             wanted = ends | asked
-            rows = self.parse(texts, [])
+            rows = self.parse((text for text in texts if text not in change.gone), [])
             return [row for row in rows if row.end in wanted or row.end.flipped in ends]
         width = self._format.key
         keys = self._format.format_keys(chain(ends, [end.flipped for end in ends], asked))
-        return self.parse([text for text in texts if text[:width] in keys], [])
+        return self.parse([t for t in texts if t[:width] in keys and t not in change.gone], [])
 
     def holds(self, end: End) -> bool:
         """Whether the last reading had a row of this end. The index is made when it is first needed."""
