@@ -2,7 +2,7 @@ PREFIX = /usr
 DESTDIR =
 ARGS =
 PYTHON = python3
-SOAK = tests/test_histories.py tests/test_line.py tests/test_tracefs_pages.py tests/test_fuzz.py tests/test_proof.py tests/system/test_faults.py
+SOAK = tests/tracking/test_histories.py tests/state/test_recovery.py tests/kernel/test_pages.py tests/test_fuzz.py tests/test_proof.py tests/system/test_faults.py
 VENV = .venv
 LIBDIR = $(PREFIX)/lib/tcpwatchd
 UNITDIR = $(PREFIX)/lib/systemd/system
@@ -36,8 +36,8 @@ $(VENV)/ready: tests/setup tests/requirements.txt
 
 # Compiled here: the service may not write into it.
 install:  ## install to $(DESTDIR)$(PREFIX)
-	install -d $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(PREFIX)/bin
-	install -m 644 tcpwatchd/*.py $(DESTDIR)$(LIBDIR)/tcpwatchd
+	install -d $(DESTDIR)$(PREFIX)/bin
+	find tcpwatchd -name '*.py' -exec install -D -m 644 {} $(DESTDIR)$(LIBDIR)/{} \;
 	/usr/bin/python3 -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(LIBDIR)
 	sed 's|@LIBDIR@|$(LIBDIR)|' packaging/tcpwatchd.in > $(DESTDIR)$(PREFIX)/bin/tcpwatchd
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd

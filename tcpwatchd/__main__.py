@@ -9,24 +9,24 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from tcpwatchd.audit import CountersError
+from tcpwatchd.clock import now
 from tcpwatchd.config import parse_arguments
-from tcpwatchd.event import watch_failed
-from tcpwatchd.instance import OWN_INSTANCE, TraceError, open_to_all, remove, remove_stale, set_up
-from tcpwatchd.line import Line, describe, now
-from tcpwatchd.notify import open_notifier
-from tcpwatchd.procnet import TableError
-from tcpwatchd.signals import Signals
-from tcpwatchd.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
-from tcpwatchd.store import Store
-from tcpwatchd.tracefs import Trace
+from tcpwatchd.failure import Failure, describe
+from tcpwatchd.kernel.instance import OWN_INSTANCE, TraceError, open_to_all, remove, remove_stale, set_up
+from tcpwatchd.kernel.trace import Trace
+from tcpwatchd.output.event import watch_failed
+from tcpwatchd.output.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
+from tcpwatchd.pipeline import Pipeline
+from tcpwatchd.service.notify import open_notifier
+from tcpwatchd.service.signals import Signals
+from tcpwatchd.state.store import Store
 from tcpwatchd.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tcpwatchd.config import Settings
-    from tcpwatchd.sinks import Sink
+    from tcpwatchd.output.sinks import Sink
 
 SERVICE_INSTANCE = "tcpwatchd"
 SERVICE_TRACE = "/run/tcpwatchd-trace"
@@ -50,7 +50,7 @@ def main() -> int:
             hung_up = run(settings, sink, signals, stack)
     except BrokenPipeError:
         return 0  # the reader has seen enough
-    except (OSError, ImportError, CountersError, TableError, TraceError) as error:
+    except (OSError, ImportError, Failure) as error:
         report_fault(error, sink)
         return 1
     if hung_up:
@@ -63,19 +63,19 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
     """Whether it was SIGHUP that ended it."""
     notifier = open_notifier(os.environ)
     store = Store(None if settings.once else os.environ.get("RUNTIME_DIRECTORY"))
-    trace, untraced = None, None
+    trace, no_trace_reason = None, None
     if settings.trace != "no" and not settings.once:
         try:
             trace = open_trace(settings, stack)
         except TraceError as error:
             if settings.trace == "require":
                 raise
-            untraced = str(error)
-    line = Line(sink, store, trace, notifier.alive)
-    watch = Watch(line, sink, notifier, signals, settings.interval, trace, untraced)
+            no_trace_reason = str(error)
+    pipeline = Pipeline(sink, store, trace, notifier.feed_watchdog)
+    watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason)
     watch.run_once() if settings.once else watch.run()
-    if watch.unkept:
-        tell(f"{watch.unkept} connections were found and not written")
+    if watch.lost_at_end:
+        print_error(f"{watch.lost_at_end} connections were found and not written")
     return watch.hung_up
 
 
@@ -101,10 +101,10 @@ def report_fault(error: Exception, sink: Sink | None) -> None:
     failure = watch_failed(describe(error), now())
     journal = isinstance(sink, JournalSink) and sink.reach() and sink.is_ready() and sink.write(failure)
     if not journal:
-        tell(describe(error))
+        print_error(describe(error))
 
 
-def tell(text: str) -> None:
+def print_error(text: str) -> None:
     """On stderr, if anybody reads it."""
     with contextlib.suppress(OSError):  # closed: there is nowhere left to tell it
         stream = Stream(STDERR)

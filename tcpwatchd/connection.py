@@ -12,7 +12,7 @@ Detection = Literal["trace", "poll", "startup"]
 
 
 make = tuple.__new__
-"""For named tuples that are made by the thousand: their own constructor takes twice as long."""
+"""Makes the named tuples of the hot spots: their own constructor takes twice as long."""
 
 
 class TcpState(IntEnum):
@@ -119,11 +119,11 @@ class Snapshot(NamedTuple):
     started: int
     ended: int
     fresh: list[Row]
-    """Rows that were not there before, in reading order; a changed state or inode makes a row fresh."""
+    """Rows that were not there before, in reading order; a row whose state or inode changed is fresh."""
     gone: list[Row]
     """Rows that are no longer there, in no order."""
-    near: list[Row]
-    """Unchanged rows at either end of a fresh row's connection, or at an end that was asked for."""
+    unchanged: list[Row]
+    """Rows that stayed as they were, at either end of a fresh row's connection or at a wanted end."""
     malformed: list[bytes]
     """New rows that could not be parsed, as far as they were kept."""
     connecting: int
@@ -188,7 +188,7 @@ class Written(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is remembered between snapshots, beside the rows of the last one. Times as in `Transition`."""
+    """What the tracker remembers beside the rows of the last snapshot. Times as in `Transition`."""
 
     first: bool
     """Whether there was no snapshot yet."""
@@ -196,16 +196,28 @@ class Known(NamedTuple):
     """Sockets with an open connection in the last snapshot."""
     listeners: dict[Endpoint, int]
     """Local ends of the last snapshot's listening rows, each with the number of rows."""
-    heard: dict[End, int]
-    """Ends with a new connection whose own row is not known yet, and when it was told."""
-    away: dict[End, Row | None]
-    """Ends of the snapshot before, not of the last one, and their last row where it is known."""
-    owed: dict[End, tuple[int, int]]
-    """Ends opened here whose accepting end was not heard of yet: how many times, and the last time."""
-    opening: dict[int, Endpoint]
-    """The socket's address of each handshake begun here, and where it goes."""
+    awaiting_row: dict[End, int]
+    """Ends of a connection that was reported and whose own row was not compared yet; when it was reported."""
+    absent: dict[End, Row | None]
+    """Ends of the snapshot before that the last one did not show, and their last row where it is known.
+
+    The kernel prints a table in pieces, and can skip a live row once.
+    """
+    unpaired: dict[End, tuple[int, int]]
+    """Ends opened here whose accepting end is not known of yet: how many times, and the last time."""
+    handshakes: dict[int, Endpoint]
+    """The socket's address (skaddr) of each handshake begun here, and where it goes."""
     reports: list[tuple[Connection, bool]]
     """Connections to be reported, and whether each is held for its other end."""
 
 
-NOTHING_KNOWN = Known(True, 0, {}, {}, {}, {}, {}, [])
+NOTHING_KNOWN = Known(
+    first=True,
+    open=0,
+    listeners={},
+    awaiting_row={},
+    absent={},
+    unpaired={},
+    handshakes={},
+    reports=[],
+)

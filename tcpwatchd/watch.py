@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import select
 import signal
 import time
 from typing import TYPE_CHECKING
 
-from tcpwatchd import __version__, event
-from tcpwatchd.line import describe, now
+from tcpwatchd import __version__
+from tcpwatchd.clock import now
+from tcpwatchd.failure import describe
+from tcpwatchd.output import event
 
 if TYPE_CHECKING:
-    from tcpwatchd.line import Line
-    from tcpwatchd.notify import Notifier
-    from tcpwatchd.signals import Signals
-    from tcpwatchd.sinks import Sink
-    from tcpwatchd.tracefs import Trace
+    from tcpwatchd.kernel.trace import Trace
+    from tcpwatchd.output.sinks import Sink
+    from tcpwatchd.pipeline import Pipeline
+    from tcpwatchd.service.notify import Notifier
+    from tcpwatchd.service.signals import Signals
 
-PAUSE = 0.02
-"""Seconds between two drains: under load they are few and large."""
+DRAIN_EVERY = 0.04
+"""Seconds between two drains under load. What is held for 50 ms is written within 90 ms of its record."""
+DRAIN_CREDIT = 0.2
+"""Seconds of drains that may be made at once after a pause: while connections are few, none waits."""
 RETRY = 0.05
 """Seconds until a sink that was stuck is tried again."""
 STATUS_PAUSE = 1.0
@@ -30,166 +35,184 @@ NANOSECONDS = 1_000_000_000
 
 
 class Watch:
-    """`interval` is in seconds; `untraced` is why there is no trace, if that is to be told."""
+    """`interval` is in seconds; `no_trace_reason` is why there is no trace, if that is to be reported."""
 
     def __init__(
         self,
-        line: Line,
+        pipeline: Pipeline,
         sink: Sink,
         notifier: Notifier,
         signals: Signals,
         interval: float,
         trace: Trace | None = None,
-        untraced: str | None = None,
+        no_trace_reason: str | None = None,
     ) -> None:
-        self._line = line
-        self._reader = sink.fileno
+        self._pipeline = pipeline
+        self._outbox = pipeline.outbox
         self._notifier = notifier
         self._signals = signals
         self._interval = interval
         self._trace = trace
-        self._untraced = untraced
+        self._no_trace_reason = no_trace_reason
+        self._poller = select.poll()
+        self._poller.register(signals, select.POLLIN)
+        self._reader = sink.fileno
+        if self._reader is not None:
+            self._poller.register(self._reader, 0)
+        self._awaiting_trace = False
+        """Whether the poller wakes for the trace."""
+        self._poll_at = self._drain_at = self._status_at = time.monotonic()
+        """From when on each may be done, in seconds of CLOCK_MONOTONIC."""
         self._stopping = False
+        self._failed_polls = self._failed_polls_in_a_row = 0
+        self._drain_failing = False
+        """Whether the last drain failed."""
         self.hung_up = False
         """Whether it was SIGHUP, in the foreground, that ended the watch."""
-        self.unkept = 0
+        self.lost_at_end = 0
         """Connections that were found, and are neither written nor kept for the next start."""
-        self._failing = self._failed_polls = 0
-        self._deaf = False
-        """Whether the last drain failed."""
-        self._drain_after = self._status_after = 0.0
 
     def run(self) -> None:
         """Watch until asked to stop. Raises what the first poll or the sink raises."""
-        deadline = time.monotonic()
-        self._line.resume()
-        self._line.say(event.watch_started(__version__, self._interval, self._line.ipv6, now()))
+        self._pipeline.resume()
+        self._pipeline.report(event.watch_started(__version__, self._interval, self._pipeline.ipv6, now()))
         if self._trace:
-            self._line.say(event.trace_used(self._trace.path, now()))
-        elif self._untraced:
-            self._line.say(event.trace_unavailable(self._untraced, now()))
-        self._line.poll()
+            self._pipeline.report(event.trace_used(self._trace.path, now()))
+        elif self._no_trace_reason:
+            self._pipeline.report(event.trace_unavailable(self._no_trace_reason, now()))
+        self._pipeline.poll()
+        self._set_next_poll()
         self._notifier.ready(self._status())
-        while self._wait(deadline := next_deadline(deadline, time.monotonic(), self._interval)):
-            self._tick()
-            self._tell_status()
+        while not self._is_asked_to_stop():
+            self._notifier.feed_watchdog()
+            self._send()
+            if self._is_poll_due():
+                self._poll()
+            elif self._wait_until(self._find_deadline()):
+                self._drain()
         self._notifier.stopping()
-        self.unkept = self._line.finish(self._say_farewell, time.monotonic() + LAST_WORDS)
+        self.lost_at_end = self._pipeline.finish(self._describe_end, time.monotonic() + LAST_WORDS)
 
     def run_once(self) -> None:
         """Report what is open now. Raises what reading or the sink raises."""
-        self._line.poll()
-        while self._line.waiting and not self._asked_to_stop():
-            self._line.send()
+        self._pipeline.poll()
+        while self._outbox.waiting and not self._is_asked_to_stop():
+            self._pipeline.send()
 
-    def _tick(self) -> None:
+    def _send(self) -> None:
+        """Write a batch; the status follows when all is written."""
+        if self._outbox.waiting:
+            self._pipeline.send()
+            if not self._outbox.waiting and time.monotonic() >= self._status_at:
+                self._notify_status()
+
+    def _is_poll_due(self) -> bool:
+        due = self._pipeline.poll_overdue or time.monotonic() >= self._poll_at
+        return due and not self._outbox.full
+
+    def _set_next_poll(self) -> None:
+        self._poll_at = next_deadline(self._poll_at, time.monotonic(), self._interval)
+
+    def _poll(self) -> None:
+        """A failure is reported once, until a poll succeeds."""
         try:
-            self._line.poll()
+            self._pipeline.poll()
         except Exception as error:  # whatever went wrong, the next poll may go right
-            self._fail(error)
-            return
-        if self._failing:
-            self._line.say(event.poll_recovered(self._failing, now()))
-            self._failing = 0
+            self._failed_polls += 1
+            self._failed_polls_in_a_row += 1
+            if self._failed_polls_in_a_row == 1:
+                self._pipeline.report(event.poll_failed(describe(error), now()))
+        else:
+            if self._failed_polls_in_a_row:
+                self._pipeline.report(event.poll_recovered(self._failed_polls_in_a_row, now()))
+            self._failed_polls_in_a_row = 0
+        self._set_next_poll()
+        self._notify_status()
 
-    def _fail(self, error: Exception) -> None:
-        """Reported once, until a poll succeeds."""
-        self._failed_polls += 1
-        self._failing += 1
-        if self._failing == 1:
-            self._line.say(event.poll_failed(describe(error), now()))
-
-    def _listen(self) -> None:
-        """Hear what the trace has. What cannot be read stays in the kernel; that is told once."""
+    def _drain(self) -> None:
+        """What cannot be read stays in the kernel; a failure is reported once, until a drain succeeds."""
+        self._drain_at = max(self._drain_at, time.monotonic() - DRAIN_CREDIT) + DRAIN_EVERY
         try:
-            self._drain_after = time.monotonic() + PAUSE
-            self._line.drain()
+            self._pipeline.drain()
         except Exception as error:  # whatever went wrong, the next drain may go right
-            if not self._deaf:
-                self._line.say(event.trace_failed(describe(error), now()))
-            self._deaf = True
+            if not self._drain_failing:
+                self._pipeline.report(event.trace_failed(describe(error), now()))
+            self._drain_failing = True
         else:
-            self._deaf = False
+            self._drain_failing = False
 
-    def _wait(self, deadline: float) -> bool:
-        """Report what the trace tells until the deadline, feeding the watchdog; False when asked to stop."""
-        while not self._asked_to_stop():
-            self._notifier.alive()
-            waited = self._line.waiting
-            self._line.send()
-            if waited and not self._line.waiting and time.monotonic() >= self._status_after:
-                self._tell_status()
-            busy = self._line.waiting > 0 and not self._line.stuck
-            late = self._line.hasty or time.monotonic() >= deadline
-            if late and not self._line.full:
-                return True
-            if self._sleep(deadline, busy):
-                self._listen()
-        return False
+    def _find_deadline(self) -> float:
+        """When there is something to do even if nothing comes, in seconds of CLOCK_MONOTONIC."""
+        moment = time.monotonic()
+        deadlines = [self._notifier.feed_at]
+        if self._outbox.waiting:
+            deadlines.append(moment + RETRY if self._outbox.stuck else moment)
+        if not self._outbox.full:
+            deadlines.append(self._poll_at)
+            deadlines.append(self._find_next_drain(moment))
+        return min(deadlines)
 
-    def _sleep(self, deadline: float, busy: bool) -> bool:
-        """Until there is something to do or the deadline; True when the trace is to be drained."""
-        started = time.monotonic()
-        if self._line.full:
-            listening, due = False, None
-            ends = [started + RETRY]
-        else:
-            listening, due = started >= self._drain_after, self._line.due
-            ends = [deadline] if listening else [deadline, self._drain_after]
-            if due is not None:
-                ends.append(max(due / NANOSECONDS, self._drain_after))
-        if self._line.stuck:
-            ends.append(started + RETRY)
-        ends.append(started + self._notifier.patience)
+    def _find_next_drain(self, moment: float) -> float:
+        """When to drain though the trace wakes nobody: after a pause, and when a held report is released."""
+        if not self._trace:
+            return math.inf
+        if moment < self._drain_at:
+            return self._drain_at
+        release = self._pipeline.next_release
+        return math.inf if release is None else release / NANOSECONDS
+
+    def _wait_until(self, deadline: float) -> bool:
+        """Until something comes, or the deadline; whether the trace is to be drained."""
+        moment = time.monotonic()
+        paused = moment < self._drain_at
+        self._await_trace(not paused and not self._outbox.full)
         # Rounded up, or the last fraction of a millisecond would spin.
-        patience = 0 if busy else max(0, int((min(ends) - started) * 1000)) + 1
-        ready = self._poll(listening).poll(patience)
-        if any(what & READER_GONE for descriptor, what in ready if descriptor == self._reader):
+        ready = dict(self._poller.poll(max(0, math.ceil((deadline - moment) * 1000))))
+        if self._reader is not None and ready.get(self._reader, 0) & READER_GONE:
             raise BrokenPipeError
-        traced = any(descriptor in self._descriptors(listening) for descriptor, _ in ready)
-        return traced or (due is not None and time.monotonic_ns() >= due)
+        if not self._trace or self._outbox.full:
+            return False
+        moment = time.monotonic()
+        pause_over = paused and moment >= self._drain_at
+        return pause_over or self._trace.fileno() in ready or moment >= self._find_next_drain(moment)
 
-    def _poll(self, listening: bool) -> select.poll:
-        poll = select.poll()
-        poll.register(self._signals, select.POLLIN)
-        if self._reader is not None:
-            poll.register(self._reader, 0)
-        for descriptor in self._descriptors(listening):
-            poll.register(descriptor, select.POLLIN)
-        return poll
-
-    def _descriptors(self, listening: bool) -> list[int]:
-        return self._trace.descriptors if self._trace and listening else []
-
-    def _asked_to_stop(self) -> bool:
-        for number in self._signals.take():
-            if number == signal.SIGHUP and self._notifier.supervised:
-                self._notifier.reloaded()
+    def _await_trace(self, wanted: bool) -> None:
+        if self._trace and wanted != self._awaiting_trace:
+            if wanted:
+                self._poller.register(self._trace, select.POLLIN)
             else:
+                self._poller.unregister(self._trace)
+            self._awaiting_trace = wanted
+
+    def _is_asked_to_stop(self) -> bool:
+        for number in self._signals.take():
+            if number != signal.SIGHUP or not self._notifier.supervised:
                 self._stopping = True
                 self.hung_up = number == signal.SIGHUP
         return self._stopping
 
-    def _tell_status(self) -> None:
-        self._status_after = time.monotonic() + STATUS_PAUSE
+    def _notify_status(self) -> None:
+        self._status_at = time.monotonic() + STATUS_PAUSE
         self._notifier.status(self._status())
 
-    def _say_farewell(self, totals: dict[str, int]) -> event.Event:
-        unwritten = self._line.count_waiting()
+    def _describe_end(self, totals: dict[str, int]) -> event.Event:
+        unwritten = self._outbox.count_waiting()
         return event.watch_stopped(
             {**totals, "failed_polls": self._failed_polls, "unwritten": unwritten}, now()
         )
 
     def _status(self) -> str:
-        totals = self._line.totals
+        totals = self._pipeline.totals
         source = f"{'Trace, and polling' if self._trace else 'Polling'} every {self._interval:g} s"
         missed = f"{totals['missed_trace']} missed by the trace"
         if not self._trace:
             missed = f"{totals['missed_inbound']} inbound and {totals['missed_outbound']} outbound missed"
-        counts = f"{totals['reported']} connections reported, {missed}, {self._line.open} sockets open"
-        trouble = f"; the last {self._failing} polls failed" if self._failing else ""
-        if self._line.stuck:
-            trouble += f"; {self._line.waiting} entries wait to be written"
+        counts = f"{totals['reported']} connections reported, {missed}, {self._pipeline.open} sockets open"
+        trouble = ""
+        if self._failed_polls_in_a_row:
+            trouble += f"; the last {self._failed_polls_in_a_row} polls failed"
+        if self._outbox.stuck:
+            trouble += f"; {len(self._outbox.waiting)} entries wait to be written"
         return f"{source}; {counts}{trouble}"
 
 

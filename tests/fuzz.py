@@ -20,7 +20,9 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports():
-    from tcpwatchd import baseline, pages, procnet, store
+    from tcpwatchd.kernel import pages, tables
+    from tcpwatchd.kernel.rows import SKIPPED, Format
+    from tcpwatchd.state import baseline, store
 
 from tcpwatchd.connection import Drain, Formats
 from tests.kept import make_full
@@ -38,15 +40,15 @@ HEAD = 13 + 1 + 13 + 1 + 2
 def fuzz_table(text: bytes) -> None:
     path = FOLDER / "tcp"
     path.write_bytes(HEADER4.encode().ljust(149) + b"\n" + text)
-    table = procnet.Table(str(path), procnet.Format(1, "little"))
+    table = tables.Table(str(path), Format(1, "little"))
     try:
         change = table.read_change()
-    except procnet.TableError:
+    except tables.TableError:
         return  # no end of line anywhere
     lines = text.split(b"\n")
     malformed: list[bytes] = []
     rows = table.parse(change.fresh, malformed)
-    skipped = [text for text in change.fresh if text[HEAD - 2 : HEAD] in procnet.SKIPPED]
+    skipped = [text for text in change.fresh if text[HEAD - 2 : HEAD] in SKIPPED]
     assert len(rows) + len(malformed) + len(skipped) == len(change.fresh) <= len(lines)
     for parsed, kept in zip(rows, (t for t in change.fresh if t not in {*malformed, *skipped})):
         assert any(kept[:HEAD] in line for line in lines)
@@ -56,7 +58,7 @@ def fuzz_table(text: bytes) -> None:
         state = int(match[6], 16)
         ports = (match[3] + match[5]).decode()
         # A row whose number has another width than its neighbours' is counted as malformed.
-        assert match[6] in procnet.SKIPPED or (ports, state) in found or malformed, match[0]
+        assert match[6] in SKIPPED or (ports, state) in found or malformed, match[0]
 
 
 def fuzz_page(text: bytes) -> None:
@@ -70,7 +72,7 @@ def fuzz_page(text: bytes) -> None:
     try:
         assert len(pages.decode_page(raw, decoder.layout)) <= SIZE // 4
     except (KeyError, struct.error):
-        found, lost = decoder.take(Drain(2**64, [trimmed], 0, {0: 5}))
+        found, lost = decoder.decode(Drain(2**64, [trimmed], 0, {0: 5}))
         assert (found, lost) == ([], 5)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tcpwatchd.baseline import Baseline
 from tcpwatchd.connection import NOTHING_KNOWN, Connection, End, Endpoint, Known, Row, TcpState, Transition
-from tcpwatchd.event import Event, poll_failed
+from tcpwatchd.output.event import Event, poll_failed
+from tcpwatchd.state.baseline import Baseline
 
 NO_TABLES: list[list[set[bytes]]] = [[], []]
 HERE, THERE = Endpoint(b"\x0a\0\0\5\0\x50"), Endpoint(b"\xc0\0\2\x38\x17\x55")
@@ -29,10 +29,10 @@ def make_full() -> Baseline:
         {0xFFFF888100000000: THERE},
         [(CONNECTION, True)],
     )
-    early = [
+    deferred = [
         Transition(8, 0xFFFF888100000000, TcpState.SYN_SENT, TcpState.ESTABLISHED, END, 1),
         Transition(9, 3, TcpState.ESTABLISHED, TcpState.CLOSE, End(Endpoint(), Endpoint()), 1),
     ]
     blocks = [[{b"a", b"b"}, {b"c"}], [{b"6"}]]
     waiting: list[Connection | Event] = [CONNECTION, poll_failed('a "b"\n\0', 4)]
-    return Baseline(1, 1, 4026, 99, {0: 5, 1: 6}, early, known, waiting, [0, -1, 5, 6, 7], blocks)
+    return Baseline(1, 1, 4026, 99, {0: 5, 1: 6}, deferred, known, waiting, [0, -1, 5, 6, 7], blocks)

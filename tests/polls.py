@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import End, TcpState, Transition
-from tcpwatchd.procnet import Tables
-from tcpwatchd.tracker import Tracker
-from tests.kernel import pack
+from tcpwatchd.kernel.tables import Tables
+from tcpwatchd.tracking.tracker import Tracker
+from tests.model import pack
 from tests.table import endpoint4, endpoint6, row, write_tables
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ def split(endpoint: str) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
-def take(tables: Tables, asked: Iterable[End] = ()) -> Snapshot:
+def take(tables: Tables, wanted: Iterable[End] = ()) -> Snapshot:
     """Read a snapshot, and make it the last one."""
-    snapshot = tables.read_snapshot(asked)
+    snapshot = tables.read_snapshot(wanted)
     tables.keep()
     return snapshot
 
@@ -51,7 +51,7 @@ class Polls:
             when, sock, old, new, *ends = text.split()
             end = End(*(pack(split(endpoint)) for endpoint in ends))
             transitions.append(Transition(int(when) * MS, int(sock), TcpState[old], TcpState[new], end, 1))
-        self._tracker.hear(transitions, lossy, self._tables.holds)
+        self._tracker.follow(transitions, lossy, self._tables.holds)
         return [describe(new) for new in self._tracker.release(LATE if now is None else now * MS)]
 
     def see(self, *rows: str, at: int | None = None) -> list[str]:
@@ -68,7 +68,7 @@ class Polls:
             number = len(tables[ipv6])
             tables[ipv6].append(row(number, here, there, TcpState[state], int(inode)))
         write_tables(self._root, tables[False], tables[True])
-        snapshot = take(self._tables, self._tracker.heard)
+        snapshot = take(self._tables, self._tracker.awaiting_row)
         if at is not None:
             snapshot = snapshot._replace(started=at * MS, ended=(at + 1) * MS)
         return [describe(new) for new in self._tracker.find_new(snapshot)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import MAPPED
-from tcpwatchd.instance import SETTINGS
+from tcpwatchd.kernel.instance import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,7 +65,9 @@ def make_instance(root: Path, *cpus: bytes, overrun: int = 0) -> str:
     for number, pages in enumerate(cpus):
         cpu = root / "per_cpu" / f"cpu{number}"
         cpu.mkdir(parents=True)
-        (cpu / "trace_pipe_raw").write_bytes(pages)
+        os.mkfifo(cpu / "trace_pipe_raw")
+        # Open for as long as the tests run: what is in a pipe goes with its last descriptor.
+        os.write(os.open(cpu / "trace_pipe_raw", os.O_RDWR | os.O_NONBLOCK), pages)
         (cpu / "stats").write_text(f"entries: 0\noverrun: {overrun}\nread events: 0\n")
     return str(root)
 

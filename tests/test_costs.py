@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tcpwatchd.connection import Drain, TcpState, Transition
-from tcpwatchd.pages import Decoder
-from tcpwatchd.procnet import BLOCK, Tables
-from tcpwatchd.tracefs import read_formats
-from tcpwatchd.tracker import Tracker
+from tcpwatchd.kernel.pages import Decoder
+from tcpwatchd.kernel.tables import BLOCK, Tables
+from tcpwatchd.kernel.trace import read_formats
+from tcpwatchd.tracking.tracker import Tracker
 from tests.daemon import Daemon, with_proc
 from tests.kept import END
 from tests.polls import take
@@ -66,7 +66,7 @@ class Watched:
         self.poll()
 
     def poll(self) -> None:
-        self._tracker.find_new(take(self._tables, self._tracker.heard))
+        self._tracker.find_new(take(self._tables, self._tracker.awaiting_row))
 
 
 def read_calls() -> int:
@@ -131,8 +131,8 @@ def test_calls_of_a_transition() -> None:
     decoder, tracker = Decoder(read_formats(str(FIXTURE)), {}), Tracker()
 
     def hear() -> None:
-        heard, _ = decoder.take(Drain(2**62, pages, 0, {}))
-        tracker.hear(heard, False, lambda _end: False)
+        heard, _ = decoder.decode(Drain(2**62, pages, 0, {}))
+        tracker.follow(heard, False, lambda _end: False)
         assert len(tracker.release(2**62)) == FULL
 
     assert count_calls(hear) / len(transitions) <= 17

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tcpwatchd import event
+from tcpwatchd.output import event
 from tests.daemon import Daemon, with_proc
 from tests.namespace import run, wait_until
 from tests.table import write_counters

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd import event
+from tcpwatchd.output import event
 from tests.daemon import Daemon, with_proc
 from tests.holder import Traffic
 from tests.namespace import Namespace, run, wait_until

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tcpwatchd import event
-from tcpwatchd.config import SETTINGS
+from tcpwatchd.config import make_parser
+from tcpwatchd.output import event
 from tests.daemon import Daemon, run_program
 from tests.kept import CONNECTION
 from tests.namespace import run
@@ -32,11 +32,14 @@ def test_every_flag_and_no_other() -> None:
 
 
 def test_every_value_and_default() -> None:
-    for setting in SETTINGS:
-        (rest,) = re.findall(rf"^\.It Fl -{setting.name} (.*)$", PAGE, re.MULTILINE)
-        assert rest.split(" ", 1)[1].replace(" ", "") == setting.metavar
-        text = PAGE.split(f".It Fl -{setting.name} ")[1].split(".It Fl")[0]
-        default = setting.default or ""
+    for action in make_parser()._actions:
+        if not action.metavar:
+            continue
+        (flag,) = action.option_strings
+        (rest,) = re.findall(rf"^\.It Fl {flag[1:]} (.*)$", PAGE, re.MULTILINE)
+        assert rest.split(" ", 1)[1].replace(" ", "") == action.metavar
+        text = PAGE.split(f".It Fl {flag[1:]} ")[1].split(".It Fl")[0]
+        default = action.default or ""
         default = default if isinstance(default, str) else f"{default:g}"
         assert default in text
 

@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-from tcpwatchd import event
-from tcpwatchd.instance import remove, set_up
+from tcpwatchd.kernel.instance import remove, set_up
+from tcpwatchd.output import event
 from tests.daemon import Daemon
 from tests.holder import Traffic
 from tests.mixed import PORT4

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd import event
+from tcpwatchd.output import event
 from tcpwatchd.watch import next_deadline
 from tests.daemon import Daemon, run_program, with_proc
 from tests.holder import Traffic

@@ -12,7 +12,7 @@ import sys
 import time
 
 from tcpwatchd.connection import Connection, Endpoint, TcpState
-from tcpwatchd.event import connection_opened
+from tcpwatchd.output.event import connection_opened
 
 HERE = Endpoint(b"\x0a\x4e\x05\x01\x1b\xbc")
 IDENTIFIER = "tcpwatchd-bench"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tcpwatchd.event import CONNECTION_OPENED
+from tcpwatchd.output.event import CONNECTION_OPENED
 from tests.bench.figures import MIB, print_head, print_row, summarize
 from tests.bench.service import Service
 from tests.holder import Traffic

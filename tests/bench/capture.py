@@ -14,7 +14,7 @@ import subprocess
 import time
 from typing import Any
 
-from tcpwatchd.event import RECORDS_LOST
+from tcpwatchd.output.event import RECORDS_LOST
 from tests.bench.figures import INTERPRETER, compare_with, print_head, print_row, read_cpu, summarize
 from tests.bench.service import Service
 from tests.holder import Traffic

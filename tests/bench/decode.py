@@ -14,11 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tcpwatchd.__main__ import COLLECT_AFTER
-from tcpwatchd.instance import remove, set_up
-from tcpwatchd.pages import Decoder
-from tcpwatchd.tracefs import Trace
-from tcpwatchd.tracker import Tracker
-from tcpwatchd.watch import PAUSE
+from tcpwatchd.kernel.instance import remove, set_up
+from tcpwatchd.kernel.pages import Decoder
+from tcpwatchd.kernel.trace import Trace
+from tcpwatchd.tracking.tracker import Tracker
+from tcpwatchd.watch import DRAIN_EVERY
 from tests.holder import Traffic
 from tests.namespace import Namespace
 
@@ -31,8 +31,8 @@ def main() -> None:
     trace, drains = Trace(path), []
     with Namespace() as host:
         traffic = Traffic(host.pid, "churn", RATE, SECONDS)
-        for _ in range(int(int(SECONDS) / PAUSE)):
-            time.sleep(PAUSE)
+        for _ in range(int(int(SECONDS) / DRAIN_EVERY)):
+            time.sleep(DRAIN_EVERY)
             drains.append(trace.drain())
         traffic.end()
     trace.close()
@@ -42,8 +42,8 @@ def main() -> None:
         decoder, tracker, heard = Decoder(trace.formats, {}), Tracker(), 0
         began = time.process_time()
         for drain in drains:
-            transitions, _ = decoder.take(drain)
-            tracker.hear(transitions, False, lambda _end: False)
+            transitions, _ = decoder.decode(drain)
+            tracker.follow(transitions, False, lambda _end: False)
             tracker.release(drain.began)
             heard += len(transitions)
         times.append((time.process_time() - began) / heard)

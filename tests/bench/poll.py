@@ -26,10 +26,10 @@ PROJECT = Path(__file__).parents[2]
 sys.path.insert(0, str(PROJECT))
 
 from tcpwatchd.__main__ import COLLECT_AFTER  # noqa: E402
-from tcpwatchd.line import Line  # noqa: E402
-from tcpwatchd.procnet import Tables  # noqa: E402
-from tcpwatchd.store import Store  # noqa: E402
-from tcpwatchd.tracker import Tracker  # noqa: E402
+from tcpwatchd.kernel.tables import Tables  # noqa: E402
+from tcpwatchd.pipeline import Pipeline  # noqa: E402
+from tcpwatchd.state.store import Store  # noqa: E402
+from tcpwatchd.tracking.tracker import Tracker  # noqa: E402
 from tests.bench.figures import (  # noqa: E402
     INTERPRETER,
     compare_with,
@@ -46,7 +46,7 @@ from tests.table import row, write_tables  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tcpwatchd.event import Event
+    from tcpwatchd.output.event import Event
 
 PROCESSES, PAIRS, MANY = 12, 7, 1_000_000
 COUNTS = (1_000, 10_000, 100_000)
@@ -124,13 +124,13 @@ def measure(act: Callable[[], Any], times: int, who: int = resource.RUSAGE_SELF)
     return (read_usage(who) - before) / times
 
 
-def compare(line: Line, rows: int) -> Iterator[dict[str, float]]:
+def compare(pipeline: Pipeline, rows: int) -> Iterator[dict[str, float]]:
     """Processor time of one reading by each, turn by turn."""
     times = max(1, LEAST_ROWS // rows)
     spy = Spy() if shutil.which("tcpspy") else None
     for _ in range(PAIRS):
         turn = {"cat": measure(lambda: subprocess.run(CAT, check=True), times, resource.RUSAGE_CHILDREN)}
-        turn["tcpwatchd"] = measure(line.poll, times)
+        turn["tcpwatchd"] = measure(pipeline.poll, times)
         turn["naive poller"] = measure(read_pairs, times)
         if spy:
             turn["tcpspy"] = spy.measure()
@@ -145,13 +145,13 @@ def measure_real(address: str, rows: int) -> None:
     time.sleep(SETTLED)
     gc.set_threshold(COLLECT_AFTER)
     with tempfile.TemporaryDirectory() as folder:
-        line = Line(Nowhere(), Store(folder), None)
-        line.resume()
-        line.poll()
-        while line.waiting:
-            line.send()
-        line.poll()
-        print(json.dumps(list(compare(line, rows))))
+        pipeline = Pipeline(Nowhere(), Store(folder), None)
+        pipeline.resume()
+        pipeline.poll()
+        while pipeline.outbox.waiting:
+            pipeline.send()
+        pipeline.poll()
+        print(json.dumps(list(compare(pipeline, rows))))
     for holder in holders:
         holder.communicate()
 
@@ -164,13 +164,13 @@ def measure_synthetic(endpoint: Callable[[int], str], ipv6: bool) -> None:
         del lines
         tables, tracker, before = Tables(folder), Tracker(), read_resident(os.getpid())
         for _ in range(2):
-            tracker.find_new(take(tables, tracker.heard))
+            tracker.find_new(take(tables, tracker.awaiting_row))
         resident = (read_resident(os.getpid()) - before) / MANY
-        many = measure(lambda: tracker.find_new(take(tables, tracker.heard)), 3) / MANY
+        many = measure(lambda: tracker.find_new(take(tables, tracker.awaiting_row)), 3) / MANY
         write_part(Path(folder), MANY // 10)
         for _ in range(2):
-            tracker.find_new(take(tables, tracker.heard))
-        few = measure(lambda: tracker.find_new(take(tables, tracker.heard)), 10) / (MANY // 10)
+            tracker.find_new(take(tables, tracker.awaiting_row))
+        few = measure(lambda: tracker.find_new(take(tables, tracker.awaiting_row)), 10) / (MANY // 10)
     print(json.dumps([resident, many / few]))
 
 

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
-from tcpwatchd.event import CONNECTIONS_MISSED
+from tcpwatchd.output.event import CONNECTIONS_MISSED
 from tests.bench.figures import print_head, print_row
 from tests.daemon import PROGRAM
 from tests.holder import Traffic

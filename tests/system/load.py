@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tcpwatchd import event
+from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.mixed import PORT4
 from tests.namespace import Namespace, run, wait_until

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tcpwatchd import event
+from tcpwatchd.output import event
 from tests.namespace import Namespace, wait_until
 from tests.system.container import TRACING, Container, install, needs_container
 from tests.system.load import PORTS, RATE, Load, join

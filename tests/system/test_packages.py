@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd import __version__, event
+from tcpwatchd import __version__
+from tcpwatchd.output import event
 from tests.namespace import Namespace, wait_until
 from tests.system.container import PROJECT, TRACING, Container, needs_container
 from tests.system.load import PORTS, Load, join

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tcpwatchd import event
+from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, wait_until
 from tests.system.container import Container, install, needs_container
@@ -166,9 +166,9 @@ def test_stop_is_quick_and_told(service: Container) -> None:
     assert len(entries(service, event.WATCH_STOPPED)) == before + 1
 
 
-def test_reload_is_survived(service: Container) -> None:
+def test_a_hangup_is_survived(service: Container) -> None:
     main = service.show("tcpwatchd", "MainPID")
-    service.run("systemctl", "reload", "tcpwatchd")
+    service.run("systemctl", "kill", "--signal=HUP", "tcpwatchd")
     assert service.show("tcpwatchd", "ActiveState") == "active"
     assert service.show("tcpwatchd", "MainPID") == main
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd import event
+from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import wait_until
 from tests.system.container import TRACING, Container, install, needs_container

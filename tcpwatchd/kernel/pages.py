@@ -1,0 +1,227 @@
+"""Raw pages of the kernel's ring buffers, decoded into transitions. No I/O.
+
+The layout of pages and records is the kernel's to tell, in events/header_page, events/header_event and the
+event's format (Documentation/trace/ring-buffer-design.rst).
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import struct
+import sys
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tcpwatchd.connection import MAPPED, End, Endpoint, Formats, TcpState, Transition, make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from tcpwatchd.connection import Drain
+
+LONG, LONGEST_SHORT, PADDING, TIME_EXTEND, TIME_STAMP = 0, 28, 29, 30, 31
+"""Kinds of an entry (enum ring_buffer_type). From 1 to 28 they are the number of words of a record; all
+others have a second word: the length of itself and the record, or the upper bits of a time."""
+WORD = struct.Struct("=I")
+LOSS = struct.Struct("=Q")
+KIND, DELTA = (0, 5) if sys.byteorder == "little" else (27, 0)
+"""Where an entry's type and its time stand in its first word: bit fields follow the order of bytes."""
+KINDS, LONGEST_DELTA = 0x1F, 0x07FFFFFF
+MISSED, COUNTED, LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
+"""Parts of a commit word; its upper half may be the sign of the lower one."""
+
+ENTRY = r"type_len\s*:\s*5 bits\s+time_delta\s*:\s*27 bits\s+array\s*:\s*32 bits"
+FIELDS = ("common_pid", "skaddr", "oldstate", "newstate", "sport", "dport", "saddr_v6", "daddr_v6")
+"""In the order of known kernels."""
+CODES = {2: ("H",), 4: ("i",), 8: ("Q",), 16: ("12s", "4s")}
+"""Of a field of so many bytes. An address is in two parts: the first tells whether it is IPv4-mapped."""
+STATES = {state.value: state for state in TcpState}
+CLOSE = TcpState.CLOSE.value
+NOWHERE = End(Endpoint(), Endpoint())
+"""Stands for the end of a socket that closes: nobody asks for it."""
+
+Fields = tuple[Any, ...]
+"""An entry's first word, then its record in the order of FIELDS."""
+
+
+class Layout(NamedTuple):
+    """Where things stand in a page and in a record."""
+
+    size: int
+    """Bytes of a page."""
+    data: int
+    """Where its records begin."""
+    header: struct.Struct
+    """Time stamp and commit word of a page."""
+    entry: struct.Struct
+    """An entry's first word, and the fields of its record by their offsets."""
+    pick: Callable[[Fields], Fields] | None
+    """Brings what `entry` unpacks into the order of FIELDS, if it is another."""
+
+
+class Decoder:
+    """Joins the pages of drains, of all CPUs, into one line of transitions.
+
+    `taken` is how many records had been taken out of each CPU before. Raises ValueError for a kernel whose
+    layout is not understood.
+    """
+
+    def __init__(
+        self, formats: Formats, taken: Mapping[int, int], deferred: Iterable[Transition] = ()
+    ) -> None:
+        self.layout = read_layout(formats)
+        self.taken = dict(taken)
+        self.deferred = list(deferred)
+        """What was newer than the start of the last drain, and is decoded with the next one."""
+
+    def decode(self, drain: Drain) -> tuple[list[Transition], int]:
+        """Transitions in the order of time, and how many records were lost or could not be decoded.
+
+        Those newer than the start of the drain wait for the next one: a pair of transitions on two CPUs could
+        come out of order otherwise.
+        """
+        found: list[Transition] = []
+        damaged = False
+        for page in drain.pages:
+            try:
+                found += decode_page(page, self.layout)
+            except (KeyError, struct.error):  # what no kernel writes; the kernel's count tells how many
+                damaged = True
+        decoded = len(found)
+        taken = sum(records - self.taken.get(cpu, 0) for cpu, records in drain.taken.items())
+        self.taken.update(drain.taken)
+        found += self.deferred
+        found.sort(key=operator.itemgetter(0))
+        lost = drain.lost + (max(1, taken - decoded) if damaged else 0)
+        ready = len(found)
+        while ready and found[ready - 1].time > drain.began:
+            ready -= 1
+        self.deferred = found[ready:]
+        return found[:ready], lost
+
+    def take_deferred(self) -> list[Transition]:
+        """What waits for the next drain, when there will be none."""
+        deferred, self.deferred = self.deferred, []
+        return deferred
+
+
+def read_layout(formats: Formats) -> Layout:
+    """Raises ValueError for a kernel whose layout is not understood."""
+    page, record = parse_fields(formats.page), parse_fields(formats.record)
+    if (
+        not re.search(ENTRY, formats.entry)
+        or not {"timestamp", "commit", "data"} <= page.keys()
+        or not set(FIELDS) <= record.keys()
+    ):
+        raise ValueError("this kernel's trace records have an unknown layout")
+    data, capacity = page["data"]
+    commit = struct.Struct({4: "=QI", 8: "=QQ"}[page["commit"][1]])
+    return Layout(data + capacity, data, commit, *read_entry(record))
+
+
+def trim(page: bytes, layout: Layout) -> bytes:
+    """Without what follows its records and the count of lost ones."""
+    _, commit = layout.header.unpack_from(page)
+    return page[: layout.data + (commit & LENGTH) + LOSS.size]
+
+
+def find_loss(page: bytes, layout: Layout) -> int | None:
+    """How many records were overwritten before this page; None if some were and it had no room to say."""
+    _, commit = layout.header.unpack_from(page)
+    if not commit & MISSED:
+        return 0
+    if not commit & COUNTED:
+        return None
+    return int(LOSS.unpack_from(page, layout.data + (commit & LENGTH))[0])
+
+
+def read_entry(fields: dict[str, tuple[int, int]]) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:
+    """`entry` and `pick` of a layout. What the kernel adds to a record makes it a multiple of a pointer."""
+    ordered = sorted(FIELDS, key=fields.__getitem__)
+    codes, end, values, places = "=I", 0, 1, {}
+    for name in ordered:
+        offset, size = fields[name]
+        codes += f"{offset - end}x{''.join(CODES[size])}"
+        end = offset + size
+        places[name] = range(values, values + len(CODES[size]))
+        values += len(CODES[size])
+    whole = max(offset + size for offset, size in fields.values())
+    pointer = struct.calcsize("P")
+    entry = struct.Struct(f"{codes}{-(-whole // pointer) * pointer - end}x")
+    if ordered == list(FIELDS):
+        return entry, None
+    return entry, operator.itemgetter(0, *(place for name in FIELDS for place in places[name]))
+
+
+def decode_page(page: bytes, layout: Layout) -> list[Transition]:
+    """The transitions of a page, in its order. Raises KeyError and struct.error for what no kernel writes."""
+    stamp, commit = layout.header.unpack_from(page)
+    data = page[layout.data : layout.data + (commit & LENGTH)]
+    times, records = split_uniform(data, stamp, layout) or split_mixed(data, stamp, layout)
+    if layout.pick:
+        records = map(layout.pick, records)
+    found = []
+    for when, fields in zip(times, records):
+        _, pid, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
+        end = NOWHERE
+        if new != CLOSE:
+            local += sport.to_bytes(2, "big")
+            remote += dport.to_bytes(2, "big")
+            if local_head != MAPPED:
+                local = local_head + local
+            if remote_head != MAPPED:
+                remote = remote_head + remote
+            end = make(End, (Endpoint(local), Endpoint(remote)))
+        found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, pid)))
+    return found
+
+
+def split_uniform(data: bytes, stamp: int, layout: Layout) -> tuple[Iterable[int], Iterable[Fields]] | None:
+    """The times and records of a page that holds nothing but whole records, as a busy kernel writes it."""
+    if not data or len(data) % layout.entry.size:
+        return None
+    records = list(layout.entry.iter_unpack(data))
+    words = [record[0] for record in records]
+    if {word >> KIND & KINDS for word in words} != {layout.entry.size // 4 - 1}:
+        return None
+    times = accumulate([word >> DELTA & LONGEST_DELTA for word in words], initial=stamp)
+    return islice(times, 1, None), records
+
+
+def split_mixed(data: bytes, stamp: int, layout: Layout) -> tuple[list[int], list[Fields]]:
+    """The times and records of any page, entry by entry (rb_event_length in kernel/trace/ring_buffer.c)."""
+    now, at, times, records = stamp, 0, [], []
+    while at + WORD.size <= len(data):
+        (word,) = WORD.unpack_from(data, at)
+        kind, delta = word >> KIND & KINDS, word >> DELTA & LONGEST_DELTA
+        if LONG < kind <= LONGEST_SHORT:
+            now += delta
+            times.append(now)
+            records.append(layout.entry.unpack_from(data, at))
+            at += WORD.size + WORD.size * kind
+            continue
+        if kind == PADDING and not delta:
+            break  # the rest of the page is empty
+        (second,) = WORD.unpack_from(data, at + WORD.size)
+        if kind == LONG:
+            now += delta
+            times.append(now)
+            records.append(layout.entry.unpack_from(data, at + WORD.size))
+            at += WORD.size + second
+        elif kind == PADDING:  # a record that was discarded
+            now += delta
+            at += WORD.size + second
+        elif kind == TIME_EXTEND:
+            now += (second << 27) + delta
+            at += 2 * WORD.size
+        else:
+            now = (second << 27) + delta
+            at += 2 * WORD.size
+    return times, records
+
+
+def parse_fields(text: str) -> dict[str, tuple[int, int]]:
+    """Name → offset and size, of the lines of a format file."""
+    found = re.findall(r"field:[^;]*?(\w+)(?:\[\d+\])?;\s*offset:(\d+);\s*size:(\d+);", text)
+    return {name: (int(offset), int(size)) for name, offset, size in found}

@@ -1,0 +1,112 @@
+"""The text of one row of /proc/net/tcp and tcp6 (net/ipv4/tcp_ipv4.c, net/ipv6/tcp_ipv6.c). No I/O.
+
+A row is kept as one slice of bytes: its addresses, its state, and the columns uid, timeout and inode.
+Everything else in a row changes all the time or says nothing of identity.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from binascii import hexlify, unhexlify
+from typing import TYPE_CHECKING
+
+from tcpwatchd.connection import HALF_OPEN, MAPPED, End, Endpoint, Row, TcpState, make, unmap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Literal
+
+    ByteOrder = Literal["little", "big"]
+
+PADDED_ROW = 150
+"""Length of an IPv4 row unless one of its columns overflows (TMPSZ in tcp_ipv4.c)."""
+WIDEST_NUMBER = 10
+"""Digits of a row number (an int)."""
+QUEUES = 40
+"""Width of the columns between the state and the uid, which are not kept."""
+OWNER = 30
+"""Width of what is kept after them: uid, timeout and inode at ten digits each of uid and inode."""
+STATES = {b"%02X" % state: state for state in TcpState}
+CONNECTING = b"%02X" % TcpState.SYN_SENT
+SKIPPED = frozenset(b"%02X" % state for state in HALF_OPEN)
+
+
+class Format:
+    """The columns of one family's rows, after the row number: `words` 32-bit words are an address.
+
+    The kernel prints each word as a number, so its bytes stand in the order of the host.
+    """
+
+    def __init__(self, words: int, byteorder: ByteOrder) -> None:
+        endpoint = f"[0-9A-F]{{{8 * words}}}:[0-9A-F]{{4}}"
+        pattern = rf"({endpoint} {endpoint}) (0[1-9A-C]) *[0-9]+ +[0-9]+ +([0-9]+)"
+        self._parse = re.compile(pattern.encode()).match
+        both = 2 * f"{words}I2s"
+        self._printed = struct.Struct(f">{both}")
+        self._stored = struct.Struct(f"{'<' if byteorder == 'little' else '>'}{both}")
+        self._size = 4 * words + 2
+        """Bytes of an endpoint."""
+        self.address = 8 * words
+        self.key = 2 * (self.address + 5) + 1
+        """Width of the two addresses."""
+        self.head = self.key + 3
+        """Width of the two addresses and the state."""
+        self.padded = words == 1
+        self._unmap: Callable[[bytes], Endpoint] = Endpoint if self.padded else unmap
+
+    def slice_rows(self, block: bytes) -> list[bytes]:
+        """One slice a row. Rows are numbered in order, so their columns shift at most once in a block."""
+        number = block.find(b":")
+        if self.padded and self._is_regular(block, number):
+            skipped = PADDED_ROW - number - 2 - self.head - QUEUES - OWNER
+            columns = f"{number + 2}x{self.head}s{QUEUES}x{OWNER}s{skipped}x"
+            return list(map(b"".join, struct.iter_unpack(columns, block)))
+        lines = block.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        if lines[-1].find(b":") == number:
+            return self._slice_lines(lines, number)
+        return [text for line in lines for text in self._slice_lines([line], line.find(b":"))]
+
+    def _is_regular(self, block: bytes, number: int) -> bool:
+        """Whether all rows have the usual length, and row numbers of one width."""
+        rows, odd = divmod(len(block), PADDED_ROW)
+        return (
+            not odd
+            and 0 < number <= WIDEST_NUMBER
+            and block[number::PADDED_ROW] == b":" * rows
+            and block[PADDED_ROW - 1 :: PADDED_ROW] == b"\n" * rows
+        )
+
+    def _slice_lines(self, lines: list[bytes], number: int) -> list[bytes]:
+        start, end = number + 2, number + 2 + self.head
+        owner, last = end + QUEUES, end + QUEUES + OWNER
+        return [line[start:end] + line[owner:last] for line in lines]
+
+    def parse_row(self, text: bytes) -> Row:
+        """Parse one slice. Raises ValueError."""
+        columns = self._parse(text)
+        if columns is None:
+            raise ValueError(text)
+        ends, state, inode = columns.groups()
+        return make(Row, (self._parse_end(ends.translate(None, b": ")), STATES[state], int(inode)))
+
+    def _parse_end(self, digits: bytes) -> End:
+        packed = self._stored.pack(*self._printed.unpack(unhexlify(digits)))
+        return make(End, (self._unmap(packed[: self._size]), self._unmap(packed[self._size :])))
+
+    def parse_address(self, address: bytes) -> bytes:
+        """Raises ValueError or struct.error."""
+        return self._parse_end(2 * (address + b"0000")).local.address
+
+    def format_keys(self, ends: Iterable[End]) -> set[bytes]:
+        """What slices of these ends begin with; an IPv6 end has none in the table of IPv4."""
+        return {self._format_key(end) for end in ends if end.local.is_ipv4 or not self.padded}
+
+    def _format_key(self, end: End) -> bytes:
+        wide = [MAPPED + e if e.is_ipv4 and not self.padded else e for e in end]
+        packed = self._printed.pack(*self._stored.unpack(b"".join(wide)))
+        digits, width = hexlify(packed).upper(), self.address
+        local, remote = digits[: width + 4], digits[width + 4 :]
+        return b"%b:%b %b:%b" % (local[:width], local[width:], remote[:width], remote[width:])

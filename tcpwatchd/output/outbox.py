@@ -1,0 +1,112 @@
+"""What is to be written, in order, until the sink takes it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from tcpwatchd.connection import Connection, Written
+from tcpwatchd.output.event import RECORDS_LOST, connection_opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tcpwatchd.output.event import Event
+    from tcpwatchd.output.sinks import Sink
+
+    Item = Connection | Event
+
+BATCH = 500
+"""Events that are written between two looks at anything else."""
+MOST_WAITING = 100_000
+"""What may wait before nothing more is taken out of the kernel."""
+MICROSECOND = 1000
+
+
+class Outbox:
+    """Holds connections as they are, and makes their events when they are written."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.fileno = sink.fileno
+        self.waiting: deque[Connection | Event] = deque()
+        self.written = dict.fromkeys(("trace", "poll", "startup"), 0)
+        """Connections, by what detected them."""
+        self._events = self._lost = 0
+        self.stuck = False
+        """Whether the sink took nothing although something waits."""
+
+    @property
+    def full(self) -> bool:
+        return len(self.waiting) >= MOST_WAITING
+
+    def add(self, items: Iterable[Connection | Event]) -> None:
+        self.waiting.extend(items)
+
+    @property
+    def total(self) -> Written:
+        return Written(self._events, sum(self.written.values()), self._lost)
+
+    def count_waiting(self) -> int:
+        """Connections that wait."""
+        return count_connections(self.waiting)
+
+    def drop(self, connections: int, told: int) -> int:
+        """Forget so many connections and what stands before the last of them: all were written.
+
+        `told` is the number of lost records that were told; returns those of them that were told elsewhere.
+        """
+        while self.waiting and (connections or (told and not isinstance(self.waiting[0], Connection))):
+            item = self.waiting.popleft()
+            if isinstance(item, Connection):
+                connections -= 1
+            else:
+                told -= count_lost(item)
+        return max(0, told)
+
+    def send(self) -> None:
+        """Write a batch, as far as the sink takes it. Raises OSError."""
+        left = BATCH
+        offset = time.time_ns() - time.monotonic_ns()
+        self.stuck = bool(self.waiting) and not self._sink.reach()
+        while self.waiting and left and not self.stuck:
+            item = self.waiting[0]
+            self.stuck = not (self._sink.is_ready() and self._sink.write(make_event(item, offset)))
+            if not self.stuck:
+                self.waiting.popleft()
+                left -= 1
+                self._events += 1
+                if isinstance(item, Connection):
+                    self.written[item.detected_by] += 1
+                else:
+                    self._lost += count_lost(item)
+
+
+def split_written(waiting: list[Item], written: Written) -> tuple[list[Item], Written]:
+    """What is left of what waited when all this was written, and what was written after it."""
+    done, rest = waiting[: written.events], waiting[written.events :]
+    lost = sum(count_lost(item) for item in done if not isinstance(item, Connection))
+    after = Written(
+        written.events - len(done), written.connections - count_connections(done), written.lost - lost
+    )
+    return rest, after
+
+
+def count_connections(items: Iterable[Item]) -> int:
+    return sum(isinstance(item, Connection) for item in items)
+
+
+def count_lost(event: Event) -> int:
+    return (
+        int(event.fields.get("TCPWATCHD_RECORDS_LOST", 0))
+        if event.fields["MESSAGE_ID"] == RECORDS_LOST
+        else 0
+    )
+
+
+def make_event(item: Connection | Event, offset: int) -> Event:
+    """`offset` is what CLOCK_REALTIME is ahead of CLOCK_MONOTONIC, in nanoseconds."""
+    if isinstance(item, Connection):
+        return connection_opened(item, (item.time + offset) // MICROSECOND)
+    return item

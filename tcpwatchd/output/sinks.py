@@ -1,0 +1,162 @@
+"""Where events go, one at a time, and only when they can go without waiting."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from tcpwatchd.output.event import CONNECTION_OPENED, Event, format_local
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STDOUT, STDERR = 1, 2
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+PATIENCE = 20
+"""Milliseconds for a reader that is slow but not stuck."""
+LULL = 0.005
+"""Seconds in which journald takes a part of its full queue: a sender that waits is woken for each entry."""
+
+
+class Sink(Protocol):
+    """`fileno` is the descriptor whose reader may go away, if there is one."""
+
+    fileno: int | None
+
+    def reach(self) -> bool:
+        """Whether there is a reader; to be asked before a batch."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether an event can be written now, or after a moment, without waiting."""
+        ...
+
+    def write(self, event: Event) -> bool:
+        """False when it has to be tried again. Raises OSError when it is no use."""
+        ...
+
+
+class JournalSink:
+    """The systemd journal, each event one entry with its fields.
+
+    sendv(3) blocks while journald's queue is full. A second socket, connected to the same queue, is writable
+    just when it is not; another process can still take the last place between the two.
+
+    Raises ImportError without python-systemd, and FileNotFoundError where no journal runs: libsystemd would
+    drop the entries and say nothing.
+    """
+
+    fileno: int | None = None
+
+    def __init__(self) -> None:
+        # systemd.journal passes it on, and brings logging and more: 3.6 MB.
+        from systemd._journal import sendv
+
+        os.stat(JOURNAL_SOCKET)
+        self._sendv = sendv
+        self._gate = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._gate, select.POLLOUT)
+
+    def reach(self) -> bool:
+        """Connected anew: another socket may be there now."""
+        try:
+            self._gate.connect(JOURNAL_SOCKET)
+        except OSError:  # journald's socket is down, or just made anew
+            return False
+        return True
+
+    def is_ready(self) -> bool:
+        if self._poll.poll(0):
+            return True
+        time.sleep(LULL)
+        return bool(self._poll.poll(PATIENCE))
+
+    def write(self, event: Event) -> bool:
+        try:
+            self._sendv(*map("=".join, event.fields.items()))
+        except OSError:  # journald's socket went down since it was reached
+            return False
+        return True
+
+
+class Stream:
+    """A descriptor that lines are written to past any buffer, so that a reader has them now.
+
+    A pipe that is writable takes PIPE_BUF (4096) bytes at once, and no line is longer.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        os.fstat(descriptor)
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._rest = b""
+
+    def is_ready(self) -> bool:
+        return bool(self._poll.poll(PATIENCE)) and self._flush()
+
+    def write(self, line: str) -> bool:
+        """Raises OSError: BrokenPipeError when the reader is gone."""
+        self._rest = line.encode() + b"\n"
+        whole = len(self._rest)
+        if not self._flush() and len(self._rest) == whole:
+            self._rest = b""
+            return False
+        return True
+
+    def _flush(self) -> bool:
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
+        except BlockingIOError:  # made non-blocking by whoever shares it; the rest goes first next time
+            return False
+        return True
+
+
+class TextSink:
+    """A line for each connection on stdout; what else is said goes to stderr. OSError without stdout."""
+
+    fileno: int | None = STDOUT
+
+    def __init__(self) -> None:
+        self._out, self._err = Stream(STDOUT), Stream(STDERR)
+
+    def reach(self) -> bool:
+        return True
+
+    def is_ready(self) -> bool:
+        return self._out.is_ready() and self._err.is_ready()
+
+    def write(self, event: Event) -> bool:
+        moment, fields = event
+        if fields["MESSAGE_ID"] == CONNECTION_OPENED:
+            return self._out.write(f"{format_local(moment)}: {fields['MESSAGE']}")
+        return self._err.write(f"tcpwatchd: {fields['MESSAGE']}")
+
+
+class JsonSink:
+    """One JSON object a line on stdout, for events of every kind. OSError without stdout."""
+
+    fileno: int | None = STDOUT
+
+    def __init__(self) -> None:
+        from json import dumps
+
+        self._dumps = dumps
+        self._out = Stream(STDOUT)
+
+    def reach(self) -> bool:
+        return True
+
+    def is_ready(self) -> bool:
+        return self._out.is_ready()
+
+    def write(self, event: Event) -> bool:
+        return self._out.write(self._dumps(event.fields))
+
+
+SINKS: dict[str, Callable[[], Sink]] = {"journal": JournalSink, "text": TextSink, "json": JsonSink}

@@ -1,0 +1,177 @@
+"""The line of data, where the stages meet: rows and transitions in, new connections out."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tcpwatchd.clock import now
+from tcpwatchd.kernel.counters import read_counters
+from tcpwatchd.kernel.pages import Decoder
+from tcpwatchd.kernel.tables import Tables
+from tcpwatchd.output import event
+from tcpwatchd.output.outbox import Outbox
+from tcpwatchd.state.recovery import Recovery, Stages
+from tcpwatchd.tracking.audit import Audit
+from tcpwatchd.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tcpwatchd.connection import Connection, Snapshot
+    from tcpwatchd.kernel.trace import Trace
+    from tcpwatchd.output.event import Event
+    from tcpwatchd.output.sinks import Sink
+    from tcpwatchd.state.store import Store
+
+FOREVER = 2**63
+
+
+class Pipeline:
+    """From both sources to the sink.
+
+    `trace` is None where only the tables are to be had; `feed_watchdog` is called between the stages of a
+    poll, which may take long; `root` is the directory of tables and counters.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        store: Store,
+        trace: Trace | None,
+        feed_watchdog: Callable[[], None] = lambda: None,
+        root: str = "/proc/self/net",
+    ) -> None:
+        self._feed_watchdog = feed_watchdog
+        self._root = root
+        self._store = store
+        self._trace = trace
+        self._decoder = Decoder(trace.formats, trace.count_taken()) if trace else None
+        self._tables = Tables(root)
+        self._tracker = Tracker()
+        self._audit = Audit()
+        self.outbox = Outbox(sink)
+        """What waits to be written."""
+        stages = Stages(self._tables, self._tracker, self._audit, self.outbox, trace, self._decoder)
+        self._recovery = Recovery(store, stages)
+        self._trace_unbroken = False
+        """Whether the trace has been filling since the snapshot before."""
+        self._totals = dict.fromkeys(("missed_trace", "missed_inbound", "missed_outbound"), 0)
+        self._totals |= dict.fromkeys(("records_lost", "malformed_rows"), 0)
+
+    def resume(self) -> None:
+        """Go on from where the process before ended, if it left anything."""
+        self._totals["records_lost"], self._trace_unbroken = self._recovery.resume()
+
+    def poll(self) -> None:
+        """Find what is new, and keep it. Raises OSError, TableError and CountersError."""
+        counters = read_counters(self._root)
+        snapshot = self._tables.read_snapshot(self._tracker.awaiting_row)
+        self._feed_watchdog()
+        self.drain()
+        self._tables.keep()
+        new = self._tracker.find_new(snapshot)
+        self._feed_watchdog()
+        self.outbox.add(new)
+        self._count_missed(counters, snapshot, new)
+        self._report_malformed(snapshot.malformed)
+        self._recovery.changed |= bool(snapshot.fresh or snapshot.gone)
+        self._recovery.save()
+        self._feed_watchdog()
+
+    def drain(self) -> None:
+        """Take out what the trace has, log it, and follow it. Raises OSError."""
+        if self._trace and self._decoder:
+            drain = self._trace.drain()
+            self._recovery.log_drain(drain)
+            transitions, lost = self._decoder.decode(drain)
+            self._tracker.follow(transitions, lost > 0, self._tables.holds)
+            self._report_lost(lost)
+            self.outbox.add(self._tracker.release(time.monotonic_ns()))
+
+    def send(self) -> None:
+        """Write a batch, as far as the sink takes it, and mark it as written. Raises OSError."""
+        before = self.outbox.total
+        self.outbox.send()
+        if self.outbox.total != before:
+            self._recovery.log_written()
+
+    def finish(self, describe_end: Callable[[dict[str, int]], Event], until: float) -> int:
+        """Write what can be written until then, in seconds of CLOCK_MONOTONIC; the rest is kept.
+
+        Returns how many connections could be neither written nor kept.
+
+        What the kernel holds, and what the last drain left for the next one, is the next process's; where
+        nothing is kept, there will be none.
+        """
+        if self._decoder and not self._store.enabled:
+            self._tracker.follow(self._decoder.take_deferred(), False, self._tables.holds)
+        self.outbox.add(self._tracker.release(FOREVER))
+        self._send_all(until)
+        self.report(describe_end(self.totals))
+        self._send_all(until)
+        self._recovery.changed = True
+        return 0 if self._recovery.save() else self.outbox.count_waiting()
+
+    def _send_all(self, until: float) -> None:
+        while self.outbox.waiting and time.monotonic() < until:
+            self.send()
+
+    def report(self, new: Event) -> None:
+        self.outbox.add([new])
+
+    def _report_lost(self, records: int) -> None:
+        if records:
+            self._totals["records_lost"] += records
+            self.report(event.records_lost(records, now()))
+
+    def _report_malformed(self, rows: list[bytes]) -> None:
+        """Quoted once; after that rows are counted only."""
+        if rows and not self._totals["malformed_rows"]:
+            self.report(event.rows_malformed(rows, now()))
+        self._totals["malformed_rows"] += len(rows)
+
+    def _count_missed(self, counters: list[int], snapshot: Snapshot, new: list[Connection]) -> None:
+        """What a poll finds was missed by the trace; what polls miss, the kernel's counters tell."""
+        missed = self._audit.compare(counters, () if self._trace else new, snapshot.connecting)
+        if self._trace:
+            found = sum(connection.detected_by == "poll" for connection in new)
+            self._totals["missed_trace"] += found if self._trace_unbroken else 0
+            self._trace_unbroken = True
+        elif any(missed):
+            self.report(event.connections_missed(*missed, now()))
+            self._totals["missed_inbound"] += missed.inbound
+            self._totals["missed_outbound"] += missed.outbound
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Since the start of this process, but for what had been found before and is written now."""
+        written, opened = self.outbox.written, self._audit.opened
+        by_source = {f"reported_{source}": count for source, count in written.items()}
+        return {
+            "reported": sum(written.values()),
+            **by_source,
+            **self._totals,
+            "opened_inbound": opened.inbound,
+            "opened_outbound": opened.outbound,
+        }
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether there is a table of IPv6."""
+        return self._tables.ipv6
+
+    @property
+    def open(self) -> int:
+        """Sockets with an open connection in the last snapshot."""
+        return self._tracker.open
+
+    @property
+    def next_release(self) -> int | None:
+        """When the first report that is held is released, nanoseconds of CLOCK_MONOTONIC."""
+        return self._tracker.next_release
+
+    @property
+    def poll_overdue(self) -> bool:
+        """Whether so much is remembered since the last poll that the next should not wait."""
+        return self._tracker.full or self._store.full

@@ -1,0 +1,193 @@
+"""What is known, as the text of a file that outlives the process. No I/O.
+
+A line with the version and a checksum, a line of JSON, then the slices of both tables: one a line, an empty
+line between two blocks, as the tables' readings keep them.
+"""
+
+from __future__ import annotations
+
+from binascii import crc32
+from typing import Any, NamedTuple
+
+from tcpwatchd.connection import Connection, End, Endpoint, Known, Row, TcpState, Transition
+from tcpwatchd.output.event import Event
+
+MAGIC = b"tcpwatchd-baseline 1 "
+ENDPOINT_LENGTHS = (6, 18)
+
+
+class BaselineError(ValueError):
+    """What was kept cannot be used; the text says why."""
+
+
+class Baseline(NamedTuple):
+    """All that the next process needs to go on where this one was."""
+
+    saved: int
+    """Nanoseconds of CLOCK_MONOTONIC."""
+    generation: int
+    """Names the log of what came since."""
+    instance: int | None
+    """The inode of the instance of tracefs that was last read."""
+    drained: int
+    """When that was, in microseconds since the epoch."""
+    taken: dict[int, int]
+    """How many records had been taken out of each of its CPUs."""
+    deferred: list[Transition]
+    """Taken out, and left for the next drain."""
+    known: Known
+    waiting: list[Connection | Event]
+    """What was to be written."""
+    counters: list[int]
+    """Of the coverage audit."""
+    blocks: list[list[set[bytes]]]
+    """The slices of both tables."""
+
+
+def format_baseline(baseline: Baseline) -> bytes:
+    from json import dumps
+
+    texts = [b"\n\n".join([b"\n".join(block) for block in blocks]) for blocks in baseline.blocks]
+    sizes = [len(text) for text in texts]
+    body = b"".join((dumps([*_simplify(baseline), sizes]).encode(), b"\n", *texts))
+    return b"%b%08x\n%b" % (MAGIC, crc32(body), body)
+
+
+def parse_baseline(text: bytes) -> Baseline:
+    """Raises BaselineError for a text that is damaged, or of another version or program."""
+    from json import loads
+
+    header, _, body = text.partition(b"\n")
+    if not header.startswith(MAGIC):
+        raise BaselineError(f"not a baseline of this version: {header[:40]!r}")
+    if header[len(MAGIC) :] != b"%08x" % crc32(body):
+        raise BaselineError("damaged: its checksum is another")
+    try:
+        line, _, rows = body.partition(b"\n")
+        *head, sizes = loads(line)
+        return _restore(head, [_parse_blocks(rows[: sizes[0]]), _parse_blocks(rows[sizes[0] :])])
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+        raise BaselineError(f"makes no sense: {error!r}") from error
+
+
+def _parse_blocks(text: bytes) -> list[set[bytes]]:
+    return [set(block.split(b"\n")) for block in text.split(b"\n\n")] if text else []
+
+
+def _simplify(baseline: Baseline) -> list[Any]:
+    """All but the tables, of nothing but what JSON knows.
+
+    What there may be very many of is a string of words each: that is quicker than lists.
+    """
+    known = baseline.known
+    return [
+        *baseline[:4],
+        list(baseline.taken.items()),
+        [[*t[:4], t.end.local.hex(), t.end.remote.hex(), t.pid] for t in baseline.deferred],
+        [
+            known.first,
+            known.open,
+            [[end.hex(), rows] for end, rows in known.listeners.items()],
+            [f"{local.hex()} {remote.hex()} {when}" for (local, remote), when in known.awaiting_row.items()],
+            [_simplify_away(end, row) for end, row in known.absent.items()],
+            [f"{end.local.hex()} {end.remote.hex()} {n} {when}" for end, (n, when) in known.unpaired.items()],
+            [[socket, remote.hex()] for socket, remote in known.handshakes.items()],
+            [[_simplify_item(connection), held] for connection, held in known.reports],
+        ],
+        [_simplify_item(item) for item in baseline.waiting],
+        baseline.counters,
+    ]
+
+
+def _simplify_away(end: End, row: Row | None) -> str:
+    local, remote = end
+    return f"{local.hex()} {remote.hex()}" + (f" {row.state:d} {row.inode}" if row else "")
+
+
+def _simplify_item(item: Connection | Event) -> str | list[Any]:
+    if isinstance(item, Event):
+        return [item.time, dict(item.fields)]
+    source, destination, direction, state, detected_by, time = item
+    return f"{source.hex()} {destination.hex()} {direction} {state:d} {detected_by} {time}"
+
+
+def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
+    """From what `_simplify` made. Raises ValueError, TypeError and the like for what it did not make."""
+    saved, generation, instance, drained, taken, deferred, known, waiting, counters = head
+    return Baseline(
+        int(saved),
+        int(generation),
+        None if instance is None else int(instance),
+        int(drained),
+        {int(cpu): int(records) for cpu, records in taken},
+        [_restore_transition(*fields) for fields in deferred],
+        _restore_known(*known),
+        [_restore_item(item) for item in waiting],
+        [int(count) for count in counters],
+        blocks,
+    )
+
+
+def _restore_known(
+    first: Any,
+    count: Any,
+    listeners: Any,
+    awaiting_row: Any,
+    absent: Any,
+    unpaired: Any,
+    handshakes: Any,
+    reports: Any,
+) -> Known:
+    return Known(
+        bool(first),
+        int(count),
+        {_restore_endpoint(end): int(rows) for end, rows in listeners},
+        {_restore_end(local, remote): int(when) for local, remote, when in map(_split, awaiting_row)},
+        {_restore_end(*words[:2]): _restore_row(*words) for words in map(_split, absent)},
+        {_restore_end(*words): (int(n), int(when)) for *words, n, when in map(_split, unpaired)},
+        {int(socket): _restore_endpoint(remote) for socket, remote in handshakes},
+        [(_restore_connection(words), bool(held)) for words, held in reports],
+    )
+
+
+def _split(words: Any) -> list[str]:
+    return str(words).split(" ")
+
+
+def _restore_endpoint(text: str) -> Endpoint:
+    endpoint = Endpoint(bytes.fromhex(text))
+    if len(endpoint) not in ENDPOINT_LENGTHS:
+        raise ValueError(text)
+    return endpoint
+
+
+def _restore_end(local: str, remote: str) -> End:
+    return End(_restore_endpoint(local), _restore_endpoint(remote))
+
+
+def _restore_row(local: str, remote: str, state: str = "", inode: str = "") -> Row | None:
+    return Row(_restore_end(local, remote), TcpState(int(state)), int(inode)) if state else None
+
+
+def _restore_transition(
+    time: int, skaddr: int, old: int, new: int, local: str, remote: str, pid: int
+) -> Transition:
+    end = End(*(Endpoint(bytes.fromhex(text)) for text in (local, remote)))  # empty for a socket that closes
+    return Transition(int(time), int(skaddr), TcpState(old), TcpState(new), end, int(pid))
+
+
+def _restore_item(item: Any) -> Connection | Event:
+    if isinstance(item, str):
+        return _restore_connection(item)
+    time, named = item
+    return Event(int(time), {str(name): str(value) for name, value in named.items()})
+
+
+def _restore_connection(words: str) -> Connection:
+    direction: Any
+    detected_by: Any
+    source, destination, direction, state, detected_by, time = _split(words)
+    if direction not in ("ingress", "egress", "internal") or detected_by not in ("trace", "poll", "startup"):
+        raise ValueError(direction, detected_by)
+    ends = _restore_endpoint(source), _restore_endpoint(destination)
+    return Connection(*ends, direction, TcpState(int(state)), detected_by, int(time))

@@ -1,0 +1,198 @@
+"""Keeps what the stages know beyond the end of the process, and goes on from what the process before kept.
+
+What was taken out of the kernel is logged before it is followed, and what was found is saved before it is
+written: the store always has what a next process needs to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from tcpwatchd.clock import now
+from tcpwatchd.connection import Written
+from tcpwatchd.failure import describe
+from tcpwatchd.kernel.pages import Decoder
+from tcpwatchd.output import event
+from tcpwatchd.output.outbox import split_written
+from tcpwatchd.state.baseline import Baseline, BaselineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tcpwatchd.connection import Drain, Transition
+    from tcpwatchd.kernel.tables import Tables
+    from tcpwatchd.kernel.trace import Trace
+    from tcpwatchd.output.event import Event
+    from tcpwatchd.output.outbox import Outbox
+    from tcpwatchd.state.store import Log, Store
+    from tcpwatchd.tracking.audit import Audit
+    from tcpwatchd.tracking.tracker import Tracker
+
+
+class Stages(NamedTuple):
+    """What knows something that is worth keeping. Without a trace there is no decoder either."""
+
+    tables: Tables
+    tracker: Tracker
+    audit: Audit
+    outbox: Outbox
+    trace: Trace | None
+    decoder: Decoder | None
+
+
+class Resumed(NamedTuple):
+    """What is known of the time before this process."""
+
+    lost: int
+    """Records that were lost and are reported now."""
+    trace_unbroken: bool
+    """Whether the instance in use is the one that was read before: it went on filling meanwhile."""
+
+
+class Progress(NamedTuple):
+    """How far the trace was followed: records taken out of each CPU, and those for the next drain."""
+
+    taken: dict[int, int]
+    deferred: list[Transition]
+
+
+class Recovery:
+    """The store, filled from the stages and emptied into them. A failing store is reported once."""
+
+    def __init__(self, store: Store, stages: Stages) -> None:
+        self._store = store
+        self._stages = stages
+        self._instance = stages.trace.instance if stages.trace else None
+        self._drained = now()
+        self._written_before_save = Written(0, 0, 0)
+        self._failure_reported = False
+        self.changed = True
+        """Whether there is anything that the baseline and its log do not have."""
+
+    def resume(self) -> Resumed:
+        """Go on from where the process before ended, if it left anything."""
+        resumed = Resumed(0, trace_unbroken=False)
+        try:
+            kept = self._store.load()
+            if kept and kept[0].saved > time.monotonic_ns():
+                raise BaselineError("it was saved before this machine was booted")
+        except (OSError, BaselineError) as error:
+            self._report_failure(error)
+            kept = None
+        if kept:
+            resumed = self._restore(*kept)
+        self.save()
+        return resumed
+
+    def _restore(self, baseline: Baseline, log: Log) -> Resumed:
+        tables, tracker, audit, outbox, trace, decoder = self._stages
+        tables.restore(baseline.blocks)
+        tracker.restore(baseline.known)
+        audit.restore(baseline.counters)
+        waiting, written = split_written(baseline.waiting, log.written)
+        outbox.add(waiting)
+        lost, last = self._replay(baseline, log)
+        outbox.add(tracker.release(time.monotonic_ns()))
+        lost_reported = outbox.drop(written.connections, written.lost)
+        if log.damage:
+            self._report_failure(BaselineError(log.damage))
+        trace_unbroken = trace is not None and trace.instance == baseline.instance
+        if decoder and trace_unbroken:
+            lost += count_slipped(decoder, last)
+            decoder.deferred = last.deferred
+        else:
+            tracker.follow(last.deferred, False, tables.holds)
+            self._leave_instance(baseline.instance, max(baseline.drained, log.until if log.formats else 0))
+        if lost > lost_reported or not trace_unbroken:
+            tracker.forget_handshakes()
+        unreported = max(0, lost - lost_reported)
+        if unreported:
+            self._report(event.records_lost(unreported, now()))
+        return Resumed(unreported, trace_unbroken)
+
+    def _replay(self, baseline: Baseline, log: Log) -> tuple[int, Progress]:
+        """Follow what was logged since the baseline: the same pages give the same reports in the same order.
+
+        Returns how many records were lost, and how far the trace was followed.
+        """
+        if not log.formats:
+            return 0, Progress(baseline.taken, baseline.deferred)
+        decoder, lost = Decoder(log.formats, baseline.taken, baseline.deferred), 0
+        for drain in log.drains:
+            transitions, lost_before = decoder.decode(drain)
+            self._stages.tracker.follow(transitions, lost_before > 0, self._stages.tables.holds)
+            lost += lost_before
+        return lost, Progress(decoder.taken, decoder.deferred)
+
+    def _leave_instance(self, instance: int | None, until: int) -> None:
+        """The instance that was read until then is not the one that is in use now, if any is."""
+        if not self._stages.trace:
+            self._instance, self._drained = instance, until
+        elif instance is not None:
+            self._report(event.trace_gap(until, now()))
+
+    def log_drain(self, drain: Drain) -> None:
+        self._drained = now()
+        with self._reporting_failure():
+            self._store.append_drain(drain)
+        self.changed |= bool(drain.pages)
+
+    def log_written(self) -> None:
+        """Note how much the sink took since the baseline was saved."""
+        written = Written(*map(operator.sub, self._stages.outbox.total, self._written_before_save))
+        self.changed = True
+        with self._reporting_failure():
+            self._store.mark_written(written)
+
+    def save(self) -> bool:
+        """Whether the store has all."""
+        if not self._store.enabled:
+            return False
+        tables, tracker, audit, outbox, trace, decoder = self._stages
+        with self._reporting_failure():
+            if self.changed:
+                known = tracker.known
+                baseline = Baseline(
+                    saved=time.monotonic_ns(),
+                    generation=0,
+                    instance=self._instance,
+                    drained=self._drained,
+                    taken=decoder.taken if decoder else {},
+                    deferred=decoder.deferred if decoder else [],
+                    known=known,
+                    waiting=list(outbox.waiting),
+                    counters=audit.counters,
+                    blocks=tables.blocks,
+                )
+                self._store.save(baseline, trace.formats if trace else None)
+                self._written_before_save = outbox.total
+                # These are forgotten by the next poll though nothing may be new in it.
+                self.changed = bool(known.absent or known.awaiting_row or known.reports or baseline.deferred)
+            else:
+                self._store.touch()
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def _reporting_failure(self) -> Iterator[None]:
+        """Without what could not be kept all goes on."""
+        try:
+            yield
+        except OSError as error:
+            self._report_failure(error)
+
+    def _report_failure(self, error: Exception) -> None:
+        if not self._failure_reported:
+            self._failure_reported = True
+            self._report(event.baseline_unusable(describe(error), now()))
+
+    def _report(self, new: Event) -> None:
+        self._stages.outbox.add([new])
+
+
+def count_slipped(decoder: Decoder, last: Progress) -> int:
+    """Records that the process before took out of the instance and did not log: it ended between the two."""
+    return sum(records - last.taken.get(cpu, 0) for cpu, records in decoder.taken.items())

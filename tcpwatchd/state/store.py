@@ -1,0 +1,218 @@
+"""The runtime directory: a baseline, replaced in one step, and a log of what came since.
+
+The log is of frames: the kernel's formats, the raw pages of each drain, written before anything in them
+is reported, and marks of what the sink took. A baseline and the log of its generation give what was known and
+not yet written, at whatever point a process ended.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from binascii import crc32
+from typing import TYPE_CHECKING, NamedTuple
+
+from tcpwatchd.connection import Drain, Formats, Written
+from tcpwatchd.state.baseline import BaselineError, format_baseline, parse_baseline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tcpwatchd.state.baseline import Baseline
+
+FORMATS, DRAIN, MARK = b"F", b"D", b"W"
+HEAD = struct.Struct("=cII")
+"""Kind, length and checksum of a frame."""
+DRAIN_HEAD = struct.Struct("=QQII")
+"""When it began, records lost, and how many CPUs and pages follow."""
+CPU = struct.Struct("=IQ")
+LENGTH = struct.Struct("=I")
+MARK_BODY = struct.Struct("=QQQ")
+MOST_LOG = 64 << 20
+"""Bytes of a log after which nothing more is logged until the next baseline."""
+MICROSECOND = 1000
+
+
+class Log(NamedTuple):
+    """What came since the baseline."""
+
+    formats: Formats | None
+    drains: list[Drain]
+    written: Written
+    until: int
+    """When it was last touched, in microseconds since the epoch."""
+    damage: str | None
+    """What is wrong from some point on, where it was cut off."""
+
+
+class Store:
+    """Without a directory nothing is kept.
+
+    Writing raises OSError; after that nothing more is logged until the next baseline, which has all.
+    """
+
+    def __init__(self, directory: str | None) -> None:
+        self.enabled = directory is not None
+        self._folder = directory or ""
+        self._log = -1
+        self._generation = 0
+        self._size = 0
+
+    def load(self) -> tuple[Baseline, Log] | None:
+        """What the process before kept, None at a first start; its log is the one to go on with.
+
+        Raises OSError, and BaselineError for what cannot be used.
+        """
+        if not self.enabled:
+            return None
+        try:
+            with open(self._path("baseline"), "rb") as file:
+                baseline = parse_baseline(file.read())
+        except FileNotFoundError:
+            return None
+        self._generation = baseline.generation
+        self._log = os.open(self._path(f"log.{baseline.generation}"), os.O_RDWR | os.O_CLOEXEC)
+        with open(self._log, "rb", closefd=False) as file:
+            text = file.read()
+        log, self._size = parse_log(text, os.fstat(self._log).st_mtime_ns // MICROSECOND)
+        os.ftruncate(self._log, self._size)
+        os.lseek(self._log, self._size, os.SEEK_SET)
+        return baseline, log
+
+    def save(self, baseline: Baseline, formats: Formats | None) -> None:
+        """Replace the baseline in one step, and begin its log."""
+        if not self.enabled:
+            return
+        generation = self._generation + 1
+        log = self._begin_log(generation, formats)
+        try:
+            with open(self._path("baseline.new"), "wb", buffering=0) as file:
+                write_all(file.fileno(), format_baseline(baseline._replace(generation=generation)))
+            os.replace(self._path("baseline.new"), self._path("baseline"))
+        except OSError:
+            os.close(log)
+            raise
+        self.close()
+        self._log, self._size, self._generation = log, os.fstat(log).st_size, generation
+        for name in os.listdir(self._folder):
+            if name.startswith("log.") and name != f"log.{generation}":
+                os.unlink(self._path(name))
+
+    def _begin_log(self, generation: int, formats: Formats | None) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        log = os.open(self._path(f"log.{generation}"), flags, 0o600)
+        if formats:
+            write_all(log, frame(FORMATS, b"\0".join(text.encode() for text in formats)))
+        return log
+
+    @property
+    def full(self) -> bool:
+        """Whether the log is so long that a baseline should not wait."""
+        return self._size >= MOST_LOG // 2
+
+    def append_drain(self, drain: Drain) -> None:
+        if drain.pages or drain.lost:
+            self._append(frame(DRAIN, pack_drain(drain)))
+
+    def mark_written(self, written: Written) -> None:
+        """So much was written since the baseline."""
+        self._append(frame(MARK, MARK_BODY.pack(*written)))
+
+    def touch(self) -> None:
+        """Note that the trace was drained until now."""
+        if self._log >= 0:
+            os.utime(self._log)
+
+    def _append(self, text: bytes) -> None:
+        if self._log < 0:
+            return
+        if self._size + len(text) > MOST_LOG:
+            self.close()
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path(f"log.{self._generation}"))
+        try:
+            write_all(self._log, text)
+        except OSError:
+            self.close()
+            raise
+        self._size += len(text)
+
+    def close(self) -> None:
+        """Nothing more is logged until the next baseline."""
+        if self._log >= 0:
+            os.close(self._log)
+        self._log = -1
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+
+def write_all(descriptor: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(descriptor, text) :]
+
+
+def frame(kind: bytes, body: bytes) -> bytes:
+    return HEAD.pack(kind, len(body), crc32(body)) + body
+
+
+def pack_drain(drain: Drain) -> bytes:
+    parts = [DRAIN_HEAD.pack(drain.began, drain.lost, len(drain.taken), len(drain.pages))]
+    parts += [CPU.pack(*item) for item in drain.taken.items()]
+    for page in drain.pages:
+        parts += [LENGTH.pack(len(page)), page]
+    return b"".join(parts)
+
+
+def parse_log(text: bytes, until: int) -> tuple[Log, int]:
+    """What is in a log, and the length of what is sound of it.
+
+    A frame that is cut short was being written when the process ended: no damage, the kernel's count of what
+    was taken tells what it held.
+    """
+    formats, drains, written, sound, damage = None, [], Written(0, 0, 0), 0, None
+    try:
+        for kind, body, end in split_frames(text):
+            if kind == FORMATS:
+                formats = Formats(*body.decode().split("\0"))
+            elif kind == DRAIN:
+                drains.append(parse_drain(body))
+            elif kind == MARK:
+                written = Written(*MARK_BODY.unpack(body))
+            else:
+                raise BaselineError(f"a frame of unknown kind {kind!r}")
+            sound = end
+    except (ValueError, TypeError, struct.error) as error:
+        damage = f"the log is damaged after {sound} bytes: {error}"
+    return Log(formats, drains, written, until, damage), sound
+
+
+def split_frames(text: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Kind, body and end of each frame that is whole. Raises BaselineError."""
+    at = 0
+    while at + HEAD.size <= len(text):
+        kind, length, checksum = HEAD.unpack_from(text, at)
+        at += HEAD.size
+        body = text[at : at + length]
+        if len(body) < length:
+            return
+        if crc32(body) != checksum:
+            raise BaselineError("its checksum is another")
+        at += length
+        yield kind, body, at
+
+
+def parse_drain(body: bytes) -> Drain:
+    """Raises struct.error, and BaselineError."""
+    began, lost, cpus, pages = DRAIN_HEAD.unpack_from(body)
+    at = DRAIN_HEAD.size
+    taken = dict(CPU.iter_unpack(body[at : at + cpus * CPU.size]))
+    at += cpus * CPU.size
+    found = []
+    for _ in range(pages):
+        (length,) = LENGTH.unpack_from(body, at)
+        at += LENGTH.size + length
+        found.append(body[at - length : at])
+    if at != len(body):
+        raise BaselineError("a drain of another length")
+    return Drain(began, found, lost, taken)

@@ -1,0 +1,68 @@
+"""What the polls missed, by the kernel's own counters. No I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tcpwatchd.connection import Connection
+
+COUNTERS = 4
+"""PassiveOpens, ActiveOpens, AttemptFails and EmbryonicRsts, always in this order."""
+
+
+class Missed(NamedTuple):
+    """Connections that opened and closed between two polls; `outbound` is an upper bound."""
+
+    inbound: int
+    outbound: int
+
+
+class Audit:
+    """Compares what opened with what was reported. One inside this machine counts as inbound and as outbound.
+
+    An attempt that its program gives up is counted nowhere as failed, so what opened outbound is an upper
+    bound. AttemptFails also counts inbound handshakes that were reset; EmbryonicRsts tells how many.
+    """
+
+    def __init__(self) -> None:
+        self._last: list[int] = []
+        self._inbound = self._outbound = 0
+        self.opened = Missed(0, 0)
+        """All that opened, reported or not."""
+
+    @property
+    def counters(self) -> list[int]:
+        """For another audit to go on from."""
+        return [self._inbound, self._outbound, *self._last]
+
+    def restore(self, counters: Sequence[int]) -> None:
+        if len(counters) == len(self.counters) + COUNTERS:
+            self._inbound, self._outbound, *self._last = counters
+
+    def compare(self, counters: list[int], found: Iterable[Connection], connecting: int) -> Missed:
+        """What opened until the counters were read and was not found until the snapshot that followed.
+
+        What is found before it is counted is settled at the next comparison. `connecting` handshakes are
+        counted as opened and may yet fail.
+        """
+        changes = [now - last for now, last in zip(counters, self._last or counters)]
+        self._last = counters
+        if min(changes) < 0:  # of another network namespace
+            return Missed(0, 0)
+        passive, active, failed, reset = changes
+        active -= max(0, failed - reset)
+        self.opened = Missed(self.opened.inbound + passive, self.opened.outbound + active)
+        new = [connection for connection in found if connection.detected_by != "startup"]
+        directions = Counter([connection.direction for connection in new])
+        # A connection of a socket to itself is opened and never accepted.
+        alone = directions["internal"] and sum(c.source == c.destination for c in new)
+        self._inbound += passive - (len(new) - directions["egress"] - alone)
+        self._outbound += active - (len(new) - directions["ingress"])
+        missed = Missed(max(0, self._inbound), max(0, self._outbound - connecting))
+        self._inbound -= missed.inbound
+        self._outbound -= missed.outbound
+        return missed

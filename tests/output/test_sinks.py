@@ -1,0 +1,109 @@
+"""What sinks write, and what they do when they cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Callable
+
+import pytest
+
+from tcpwatchd.connection import Connection, Endpoint, TcpState
+from tcpwatchd.output import sinks
+from tcpwatchd.output.event import Event, connection_opened, poll_failed
+from tcpwatchd.output.sinks import JsonSink, Sink, TextSink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MOMENT = 1_619_616_485_123_456
+END = Endpoint(b"\xc0\0\2\x38\x17\x55")
+OPENED = connection_opened(Connection(END, END, "ingress", TcpState.ESTABLISHED, "poll", 0), MOMENT)
+
+
+def written(
+    sink: Callable[[], Sink], events: list[Event], capfd: pytest.CaptureFixture[str]
+) -> tuple[str, str]:
+    made = sink()
+    assert all(made.reach() and made.is_ready() and made.write(new) for new in events)
+    out, err = capfd.readouterr()
+    return out, err
+
+
+def test_text_is_the_line_in_local_time(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    out, err = written(TextSink, [OPENED, poll_failed("gone", MOMENT), OPENED], capfd)
+    line = "2021-04-28 15:28:05: New connection: 192.0.2.56:5973 -> 192.0.2.56:5973\n"
+    assert out == line * 2
+    assert err == "tcpwatchd: Cannot read the tables of TCP sockets, will try again: gone\n"
+
+
+@pytest.fixture(autouse=True)
+def _same_time_zone_after() -> object:
+    yield
+    time.tzset()
+
+
+def test_json_is_an_object_a_line_of_every_kind(capfd: pytest.CaptureFixture[str]) -> None:
+    failure = poll_failed('a\nb \u2028 \udc80 "', MOMENT)
+    out, err = written(JsonSink, [OPENED, failure], capfd)
+    assert [json.loads(line) for line in out.splitlines()] == [OPENED.fields, failure.fields]
+    assert err == ""
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The reading end of what is stdout to the sinks."""
+    reader, writer = os.pipe()
+    monkeypatch.setattr("tcpwatchd.output.sinks.STDOUT", writer)
+    yield reader
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+
+
+def fill(sink: Sink) -> int:
+    """How many events fit in before it is not ready."""
+    written = 0
+    while sink.is_ready():
+        assert sink.write(OPENED)
+        written += 1
+    return written
+
+
+@pytest.mark.parametrize("kind", [TextSink, JsonSink])
+def test_a_full_pipe_is_not_waited_for(kind: Callable[[], Sink], pipe: int) -> None:
+    sink = kind()
+    written = fill(sink)
+    text = b""
+    while text.count(b"\n") < written:
+        text += os.read(pipe, 4096)
+        if len(text) == 8192:
+            written += fill(sink)
+    assert len(set(text.splitlines())) == 1, "every line is whole"
+    assert text.endswith(b"\n")
+
+
+def test_a_non_blocking_pipe_gets_whole_lines(pipe: int) -> None:
+    os.set_blocking(sinks.STDOUT, False)
+    sink, written = TextSink(), 0
+    while sink.write(OPENED):
+        written += 1
+    assert not sink.is_ready()
+    text = b""
+    while len(text) < 60_000:
+        text += os.read(pipe, 60_000 - len(text))
+    written += fill(sink)
+    while text.count(b"\n") < written:
+        text += os.read(pipe, 4096)
+    assert len(set(text.splitlines())) == 1
+
+
+def test_a_reader_that_is_gone_is_an_error(pipe: int) -> None:
+    sink = TextSink()
+    os.dup2(os.open("/dev/null", os.O_RDONLY), pipe)
+    with pytest.raises(BrokenPipeError):
+        sink.write(OPENED)

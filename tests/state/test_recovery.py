@@ -1,0 +1,217 @@
+"""Random histories through the whole line, with a process that ends at any point and another that goes on."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+
+from tcpwatchd.kernel.trace import Trace
+from tcpwatchd.output import event
+from tcpwatchd.pipeline import Pipeline
+from tcpwatchd.state.store import Store
+from tests.model import TICK, Kernel, Step
+from tests.ring import Ring
+from tests.table import write_counters
+from tests.tracking.test_histories import histories
+
+if TYPE_CHECKING:
+    from tcpwatchd.output.event import Event
+
+HELD = 0.06
+Ends = tuple[tuple[str, str], tuple[str, str]]
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+class Reader:
+    """A sink that keeps what it is given. It can be stuck, and it can be the place where the process ends."""
+
+    fileno: int | None = None
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.stuck = False
+        self.deadly_after: int | None = None
+
+    def reach(self) -> bool:
+        return True
+
+    def is_ready(self) -> bool:
+        return not self.stuck
+
+    def write(self, new: Event) -> bool:
+        self.events.append(new)
+        if self.deadly_after is not None:
+            self.deadly_after -= 1
+            if self.deadly_after < 0:
+                raise Killed
+        return True
+
+
+class Machine:
+    """The model of a kernel, its trace in a pipe, and one process after another that watches it."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("net", "trace", "run"):
+            (folder / name).mkdir()
+        write_counters(folder / "net")
+        self._folder = folder
+        self.kernel = Kernel(folder / "net")
+        self._ring = Ring(folder / "trace")
+        self.reader = Reader()
+        self.again = 0
+        """Connections that can have been written twice."""
+        self.slipped = 0
+        """Records that were taken out and not put aside."""
+        self._start()
+
+    def _start(self) -> None:
+        self._ring.count(read=False)
+        self._trace = Trace(str(self._folder / "trace"))
+        self._store = Store(str(self._folder / "run"))
+        self.pipeline = Pipeline(self.reader, self._store, self._trace, root=str(self._folder / "net"))
+        self.pipeline.resume()
+        self._ring.count(read=True)
+        self._poll(0, 0)
+
+    def crash(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        """What the end of a process closes."""
+        self._trace.close()
+        self._store.close()
+
+    def take(self, step: Step) -> None:
+        name, which, what = step
+        if name in ("poll", "drain", "crash", "die", "slip", "restart", "stick"):
+            self._pass_records()
+            getattr(self, f"_{name}")(which, what)
+        else:
+            self.kernel.clock = time.monotonic_ns() - TICK
+            self.kernel.take(step)
+
+    def _pass_records(self) -> None:
+        self._ring.write(self.kernel.drain())
+        self._ring.count(read=True)
+
+    def _poll(self, _which: int, _what: int) -> None:
+        self.kernel.poll(iter(()), 0)
+        self.pipeline.poll()
+
+    def _drain(self, _which: int, _what: int) -> None:
+        self.pipeline.drain()
+        self.pipeline.send()
+
+    def _stick(self, _which: int, what: int) -> None:
+        self.reader.stuck = bool(what)
+
+    def _crash(self, _which: int, _what: int) -> None:
+        self.crash()
+
+    def _die(self, which: int, _what: int) -> None:
+        """In the middle of writing: what was written was not marked yet."""
+        self.reader.deadly_after = which
+        before = len(self.reader.events)
+        try:
+            self._drain(0, 0)
+        except Killed:
+            self.again += len(self.reader.events) - before
+        self.reader.deadly_after = None
+        self.crash()
+
+    def _slip(self, _which: int, _what: int) -> None:
+        """Between taking out and putting aside."""
+        before = self._ring.count_unread()
+        self._ring.steal()
+        self.slipped += before
+        self.crash()
+
+    def _restart(self, _which: int, _what: int) -> None:
+        assert self.pipeline.finish(lambda _totals: event.poll_recovered(1, 0), time.monotonic() + 0.01) == 0
+        self.crash()
+
+    def run(self, steps: list[Step]) -> None:
+        for step in steps:
+            self.take(step)
+        self.reader.stuck = False
+        self.take(("drain", 0, 0))
+        time.sleep(HELD)
+        self.take(("drain", 0, 0))
+        while self.pipeline.outbox.waiting:
+            self.pipeline.send()
+        self.close()
+        self._ring.close()
+
+    def count(self) -> tuple[Counter[Ends], Counter[Ends]]:
+        """What opened, and what was written."""
+        truth = Counter(
+            tuple((end[0], str(end[1])) for end in (link.client, link.server)) for link in self.kernel.links
+        )
+        written: Counter[Ends] = Counter()
+        for _, fields in self.reader.events:
+            if fields["MESSAGE_ID"] == event.CONNECTION_OPENED:
+                source = fields["SOURCE_IP"], fields["SOURCE_PORT"]
+                written[source, (fields["DESTINATION_IP"], fields["DESTINATION_PORT"])] += 1
+        return truth, written  # type: ignore[return-value]
+
+    def count_lost(self) -> int:
+        told = [fields for _, fields in self.reader.events if fields["MESSAGE_ID"] == event.RECORDS_LOST]
+        return sum(int(fields["TCPWATCHD_RECORDS_LOST"]) for fields in told)
+
+
+def play(steps: list[Step]) -> Machine:
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(Path(folder))
+        machine.run(steps)
+        return machine
+
+
+def test_what_it_said_is_not_said_again(tmp_path: Path) -> None:
+    """Though it waited when the baseline was saved."""
+    machine = Machine(tmp_path)
+    machine.pipeline.report(event.poll_failed("gone", 0))
+    machine.take(("poll", 0, 0))
+    machine.take(("drain", 0, 0))
+    machine.crash()
+    machine.run([])
+    assert [fields["MESSAGE_ID"] for _, fields in machine.reader.events] == [event.POLL_FAILED]
+
+
+FEWER = settings(max_examples=max(10, settings().max_examples // 5))
+
+
+@FEWER
+@given(histories("drain", "crash", "restart", "stick"))
+def test_whenever_it_ends_each_connection_is_written_once(steps: list[Step]) -> None:
+    machine = play(steps)
+    truth, written = machine.count()
+    assert written == truth
+    assert machine.count_lost() == 0
+
+
+@FEWER
+@given(histories("drain", "die", "stick"))
+def test_killed_while_it_writes_it_repeats_that_batch_at_most(steps: list[Step]) -> None:
+    machine = play(steps)
+    truth, written = machine.count()
+    assert not truth - written
+    assert sum((written - truth).values()) <= machine.again
+
+
+@FEWER
+@given(histories("drain", "slip"))
+def test_what_slips_between_reading_and_putting_aside_is_counted(steps: list[Step]) -> None:
+    machine = play(steps)
+    truth, written = machine.count()
+    assert not written - truth
+    assert machine.count_lost() == machine.slipped
+    assert sum((truth - written).values()) <= machine.slipped

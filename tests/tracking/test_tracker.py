@@ -1,0 +1,433 @@
+"""Histories of connections, poll by poll: each connection is reported once, with the right ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tcpwatchd.connection import End, Endpoint, Row, TcpState
+from tcpwatchd.kernel.tables import Tables
+from tcpwatchd.tracking.comparison import MOST_OWED, Unpaired, can_be
+from tcpwatchd.tracking.tracker import Tracker
+from tests.polls import Polls, take
+from tests.table import write_tables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LISTENER = "10.0.0.5:80 0.0.0.0:0 LISTEN 1"
+CLIENT, SERVER = "192.0.2.56:5973", "10.0.0.5:80"
+INGRESS = f"{CLIENT} -> {SERVER} ingress"
+
+
+@pytest.fixture
+def polls(tmp_path: Path) -> Polls:
+    return Polls(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("listener", "row"),
+    [
+        (LISTENER, f"{SERVER} {CLIENT} ESTABLISHED 9"),
+        ("0.0.0.0:80 0.0.0.0:0 LISTEN 1", f"{SERVER} {CLIENT} ESTABLISHED 9"),
+        ("[::]:80 [::]:0 LISTEN 1", "[::ffff:10.0.0.5]:80 [::ffff:192.0.2.56]:5973 ESTABLISHED 9"),
+        ("10.0.0.5:81 0.0.0.0:0 LISTEN 1", f"{SERVER} {CLIENT} ESTABLISHED 0"),
+        ("10.0.0.5:81 0.0.0.0:0 LISTEN 1", f"{SERVER} {CLIENT} CLOSE_WAIT 0"),
+    ],
+    ids=["its address", "wildcard", "dual-stack", "waits to be accepted", "closed while it waits"],
+)
+def test_accepted_here(polls: Polls, listener: str, row: str) -> None:
+    assert polls.see(listener, row) == [INGRESS]
+
+
+@pytest.mark.parametrize("listener", ["10.0.0.6:5000 0.0.0.0:0 LISTEN 1", "10.0.0.5:5001 0.0.0.0:0 LISTEN 1"])
+def test_opened_here(polls: Polls, listener: str) -> None:
+    row = "10.0.0.5:5000 192.0.2.1:443 ESTABLISHED 9"
+    assert polls.see(listener, row) == ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
+
+
+def test_an_ipv4_wildcard_takes_no_ipv6(polls: Polls) -> None:
+    row = "[2001:db8::5]:80 [2001:db8::6]:5000 ESTABLISHED 9"
+    found = polls.see("0.0.0.0:80 0.0.0.0:0 LISTEN 1", row)
+    assert found == ["[2001:db8::5]:80 -> [2001:db8::6]:5000 egress"]
+
+
+@pytest.mark.parametrize("state", ["SYN_SENT", "SYN_RECV", "NEW_SYN_RECV", "CLOSE"])
+def test_half_open_is_not_reported(polls: Polls, state: str) -> None:
+    assert polls.see(f"{SERVER} {CLIENT} {state} 0") == []
+    assert polls.see(LISTENER, f"{SERVER} {CLIENT} ESTABLISHED 0") == [INGRESS]
+
+
+def test_no_remote_port_is_no_connection(polls: Polls) -> None:
+    assert polls.see("10.0.0.5:80 0.0.0.0:0 CLOSE_WAIT 3") == []
+
+
+@pytest.mark.parametrize(
+    "state", ["ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "LAST_ACK", "CLOSING"]
+)
+def test_every_later_state_is_a_connection(polls: Polls, state: str) -> None:
+    assert len(polls.see(f"10.0.0.5:5000 192.0.2.1:443 {state} 9")) == 1
+
+
+def test_one_life_is_one_report(polls: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    seen = [
+        polls.see(f"{end} {rest}") for rest in ("ESTABLISHED 9", "FIN_WAIT1 9", "FIN_WAIT2 0", "TIME_WAIT 0")
+    ]
+    assert [len(reports) for reports in seen] == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("TIME_WAIT 0", "FIN_WAIT2 9"),
+        ("TIME_WAIT 0", "ESTABLISHED 9"),
+        ("ESTABLISHED 7", "ESTABLISHED 9"),
+        ("ESTABLISHED 7", "ESTABLISHED 0"),
+        ("CLOSE_WAIT 7", "TIME_WAIT 0"),
+        ("LAST_ACK 0", "TIME_WAIT 0"),
+        ("FIN_WAIT2 7", "ESTABLISHED 7"),
+        ("FIN_WAIT2 0", "ESTABLISHED 0"),
+    ],
+)
+def test_reuse_is_a_new_connection(polls: Polls, before: str, after: str) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.see(f"{end} {before}")) == 1
+    assert len(polls.see(f"{end} {after}")) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("ESTABLISHED 0", "ESTABLISHED 9"),
+        ("ESTABLISHED 0", "CLOSE_WAIT 9"),
+        ("CLOSE_WAIT 0", "CLOSE_WAIT 9"),
+        ("CLOSE_WAIT 0", "LAST_ACK 9"),
+        ("CLOSE_WAIT 8", "LAST_ACK 0"),
+        ("ESTABLISHED 8", "TIME_WAIT 0"),
+        ("FIN_WAIT1 8", "CLOSING 0"),
+        ("CLOSING 0", "TIME_WAIT 0"),
+    ],
+)
+def test_a_later_state_is_the_same_connection(polls: Polls, before: str, after: str) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.see(f"{end} {before}")) == 1
+    assert polls.see(f"{end} {after}") == []
+
+
+def test_a_reuse_that_looks_like_a_succession_cannot_be_known(polls: Polls) -> None:
+    row = "10.0.0.5:5000 192.0.2.1:443 TIME_WAIT 0"
+    assert len(polls.see(row)) == 1
+    assert polls.see(row) == []
+
+
+def test_a_listener_gone_for_two_polls_while_its_session_lives(polls: Polls) -> None:
+    session = f"{SERVER} {CLIENT}"
+    assert polls.see(LISTENER, f"{session} ESTABLISHED 9") == [INGRESS]
+    assert polls.see(f"{session} ESTABLISHED 9") == []
+    assert polls.see(f"{session} ESTABLISHED 9") == []
+    assert polls.see(f"{session} CLOSE_WAIT 9") == []
+
+
+def test_an_accepted_session_whose_listener_closed_at_once(polls: Polls) -> None:
+    polls.see(LISTENER)
+    assert polls.see(f"{SERVER} {CLIENT} ESTABLISHED 9") == [INGRESS]
+
+
+LOOPBACK = "127.0.0.1:40000 -> 127.0.0.1:80 internal"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8", "127.0.0.1:80 127.0.0.1:40000 ESTABLISHED 9"],
+        ["127.0.0.1:80 127.0.0.1:40000 ESTABLISHED 9", "127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8"],
+        ["127.0.0.1:40000 127.0.0.1:80 TIME_WAIT 0"],
+        ["127.0.0.1:80 127.0.0.1:40000 TIME_WAIT 0"],
+        [
+            "127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 8",
+            "[::ffff:127.0.0.1]:80 [::ffff:127.0.0.1]:40000 ESTABLISHED 9",
+        ],
+    ],
+    ids=["client first", "server first", "client's TIME_WAIT", "server's TIME_WAIT", "dual-stack server"],
+)
+def test_loopback_without_a_visible_listener(polls: Polls, rows: list[str]) -> None:
+    assert polls.see(*rows) == [LOOPBACK]
+    assert polls.see(*rows) == []
+
+
+def test_a_listener_outweighs_the_lower_port(polls: Polls) -> None:
+    rows = ["127.0.0.1:90 127.0.0.1:8080 ESTABLISHED 8", "127.0.0.1:8080 127.0.0.1:90 ESTABLISHED 9"]
+    listener = "127.0.0.1:8080 0.0.0.0:0 LISTEN 1"
+    assert polls.see(listener, *rows) == ["127.0.0.1:90 -> 127.0.0.1:8080 internal"]
+
+
+def test_waiting_to_be_accepted_outweighs_the_lower_port(polls: Polls) -> None:
+    rows = ["127.0.0.1:90 127.0.0.1:8080 ESTABLISHED 8", "127.0.0.1:8080 127.0.0.1:90 ESTABLISHED 0"]
+    assert polls.see(*rows) == ["127.0.0.1:90 -> 127.0.0.1:8080 internal"]
+
+
+def test_two_addresses_of_this_machine(polls: Polls) -> None:
+    rows = ["10.0.0.1:5000 10.0.0.2:80 ESTABLISHED 8", "10.0.0.2:80 10.0.0.1:5000 ESTABLISHED 9"]
+    assert polls.see(*rows) == ["10.0.0.1:5000 -> 10.0.0.2:80 internal"]
+
+
+def test_the_second_end_appears_later(polls: Polls) -> None:
+    client, server = "10.0.0.1:5000 10.0.0.2:80 ESTABLISHED 8", "10.0.0.2:80 10.0.0.1:5000 ESTABLISHED 9"
+    assert len(polls.see(client)) == 1
+    assert polls.see(client, server) == []
+    assert polls.see(server) == []
+
+
+def test_reuse_of_a_loopback_pair_is_one_connection(polls: Polls) -> None:
+    client, server = "127.0.0.1:40000 127.0.0.1:80", "127.0.0.1:80 127.0.0.1:40000"
+    assert polls.see(f"{client} ESTABLISHED 8", f"{server} ESTABLISHED 9") == [LOOPBACK]
+    assert polls.see(f"{client} TIME_WAIT 0") == []
+    assert polls.see(f"{client} ESTABLISHED 18", f"{server} ESTABLISHED 19") == [LOOPBACK]
+    assert polls.see(f"{server} ESTABLISHED 29", f"{client} ESTABLISHED 28") == [LOOPBACK]
+    assert polls.see(f"{server} ESTABLISHED 29", f"{client} ESTABLISHED 28") == []
+
+
+def test_the_server_end_of_the_last_connection_and_the_client_end_of_the_next(polls: Polls) -> None:
+    client, server = "127.0.0.1:40000 127.0.0.1:80", "127.0.0.1:80 127.0.0.1:40000"
+    assert polls.see(f"{server} LAST_ACK 0") == [LOOPBACK]
+    assert polls.see(f"{client} ESTABLISHED 28", f"{server} ESTABLISHED 0") == [LOOPBACK]
+    assert polls.see(f"{client} ESTABLISHED 28", f"{server} ESTABLISHED 29") == []
+
+
+def test_accept_delayed_over_two_polls(polls: Polls) -> None:
+    session = f"{SERVER} {CLIENT}"
+    seen = [polls.see(LISTENER, f"{session} ESTABLISHED {inode}") for inode in (0, 0, 9, 9)]
+    assert seen == [[INGRESS], [], [], []]
+
+
+def test_a_row_skipped_once_is_not_new(polls: Polls) -> None:
+    row = f"{SERVER} {CLIENT} ESTABLISHED 9"
+    seen = [polls.see(LISTENER, *rows) for rows in ([row], [], [row], [row])]
+    assert seen == [[INGRESS], [], [], []]
+
+
+def test_a_row_gone_for_two_polls_is_forgotten(polls: Polls) -> None:
+    row = f"{SERVER} {CLIENT} ESTABLISHED 9"
+    seen = [polls.see(LISTENER, *rows) for rows in ([row], [], [], [row])]
+    assert seen == [[INGRESS], [], [], [INGRESS]]
+
+
+def test_a_self_connect_is_one_connection(polls: Polls) -> None:
+    row = "127.0.0.1:5000 127.0.0.1:5000 ESTABLISHED 9"
+    assert polls.see(row) == ["127.0.0.1:5000 -> 127.0.0.1:5000 internal"]
+    assert polls.see(row) == []
+    assert len(polls.see("127.0.0.1:5000 127.0.0.1:5000 ESTABLISHED 10")) == 1
+
+
+def test_two_live_sockets_on_one_4_tuple(polls: Polls) -> None:
+    first, second = "10.0.0.5:80 10.0.0.9:5000 ESTABLISHED 7", "10.0.0.5:80 10.0.0.9:5000 ESTABLISHED 8"
+    assert len(polls.see(first)) == 1
+    assert len(polls.see(first, second)) == 1
+    assert polls.see(first, second) == []
+    assert polls.see(second, first) == []
+
+
+def test_a_row_read_in_two_states_is_one_connection(polls: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.see(f"{end} ESTABLISHED 9", f"{end} TIME_WAIT 0")) == 1
+    assert polls.see(f"{end} TIME_WAIT 0") == []
+
+
+def test_what_is_open_at_start_is_marked(tmp_path: Path) -> None:
+    tables, tracker = Tables(str(tmp_path)), Tracker()
+    write_tables(
+        tmp_path,
+        [
+            "   0: 0100007F:1111 0100007F:0050 06 00000000:00000000 00:00000000 00000000     0        0 0",
+            "   1: 0100007F:2222 0100007F:0050 06 00000000:00000000 00:00000000 00000000     0        0 0",
+            "   2: 0100007F:0050 0100007F:2222 09 00000000:00000000 00:00000000 00000000     0        0 0",
+        ],
+        [],
+    )
+    (found,) = tracker.find_new(take(tables))
+    assert (found.source.port, found.detected_by, found.state) == (0x2222, "startup", TcpState.LAST_ACK)
+    assert tracker.open == 1
+    assert tracker.find_new(take(tables)) == []
+
+
+def test_successions_of_one_socket() -> None:
+    end = End(Endpoint(b"\1\1\1\1\0\1"), Endpoint(b"\2\2\2\2\0\2"))
+
+    def same(before: tuple[int, int], after: tuple[int, int]) -> bool:
+        return can_be(Row(end, TcpState(before[0]), before[1]), Row(end, TcpState(after[0]), after[1]))
+
+    reused = [((6, 0), (5, 9)), ((6, 0), (1, 9)), ((8, 7), (6, 0)), ((9, 0), (6, 0)), ((5, 7), (1, 7))]
+    assert not any(same(before, after) for before, after in reused)
+    assert same((8, 0), (8, 5))
+    assert not same((8, 0), (1, 0))
+
+
+def test_a_row_that_went_is_the_past_of_one_row_only(polls: Polls) -> None:
+    session = f"{SERVER} {CLIENT}"
+    assert polls.see(LISTENER, f"{session} ESTABLISHED 0") == [INGRESS]
+    assert polls.see(LISTENER, f"{session} TIME_WAIT 0", f"{session} ESTABLISHED 9") == [INGRESS]
+
+
+def test_a_pair_reused_twice_with_a_gap(polls: Polls) -> None:
+    client, server = "127.0.0.1:40000 127.0.0.1:80", "127.0.0.1:80 127.0.0.1:40000"
+    assert polls.see(f"{server} ESTABLISHED 9", f"{client} ESTABLISHED 8") == [LOOPBACK]
+    assert polls.see(f"{server} ESTABLISHED 0", f"{client} ESTABLISHED 18") == [LOOPBACK]
+    assert polls.see() == []
+    assert polls.see(f"{server} ESTABLISHED 0", f"{client} ESTABLISHED 28") == [LOOPBACK]
+
+
+C, S = "10.0.0.1:5000", "10.0.0.2:80"
+PAIRED = [f"{C} -> {S} internal"]
+
+
+def opens(when: int, sock: int, end: str = f"{C} {S}") -> list[str]:
+    """The records of an end that is opened here."""
+    remote = end.split()[1]
+    return [
+        f"{when} {sock} CLOSE SYN_SENT {end.split(maxsplit=1)[0].rpartition(':')[0]}:0 {remote}",
+        f"{when + 1} {sock} SYN_SENT ESTABLISHED {end}",
+    ]
+
+
+def accepts(when: int, sock: int, end: str = f"{S} {C}") -> str:
+    return f"{when} {sock} SYN_RECV ESTABLISHED {end}"
+
+
+def test_traced_egress_and_ingress(polls: Polls) -> None:
+    assert polls.hear(*opens(1, 7, "10.0.0.5:5000 192.0.2.1:443")) == [
+        "10.0.0.5:5000 -> 192.0.2.1:443 egress"
+    ]
+    assert polls.hear(accepts(9, 8, f"{SERVER} {CLIENT}")) == [INGRESS]
+
+
+def test_both_ends_are_one_connection(polls: Polls) -> None:
+    assert polls.hear(*opens(1, 7), accepts(3, 8)) == PAIRED
+    assert polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} ESTABLISHED 0", at=20) == []
+    assert polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} ESTABLISHED 6", at=30) == []
+
+
+def test_the_ends_come_in_two_drains(polls: Polls) -> None:
+    assert polls.hear(*opens(1, 7), now=40) == []
+    assert polls.hear(accepts(41, 8), now=42) == PAIRED
+
+
+def test_an_end_is_held_for_50_ms_only(polls: Polls) -> None:
+    later = "10.0.0.9:1 192.0.2.1:443"
+    assert polls.hear(*opens(1, 7), *opens(2, 9, later), now=51) == []
+    assert polls.hear(now=52) == [f"{C} -> {S} egress"]
+    assert polls.hear(accepts(60, 8), now=60) == ["10.0.0.9:1 -> 192.0.2.1:443 egress"]
+
+
+def test_two_namespaces_with_one_4_tuple(polls: Polls) -> None:
+    records = [*opens(1, 7), *opens(3, 17), accepts(5, 8), accepts(6, 18)]
+    assert len(polls.hear(*records)) == 2
+    assert polls.hear(*opens(11, 27), accepts(13, 28)) == PAIRED
+
+
+def test_the_poll_knows_the_server_end_then_reuse_begins_at_the_client(polls: Polls) -> None:
+    assert polls.see(f"{S} {C} CLOSE_WAIT 6", at=1) == [f"{S} -> {C} egress"]
+    assert polls.hear(*opens(10, 7), accepts(12, 8)) == PAIRED
+    assert polls.see(f"{S} {C} ESTABLISHED 9", f"{C} {S} ESTABLISHED 5", at=20) == []
+
+
+def test_the_second_end_of_a_connection_that_the_poll_reported(polls: Polls) -> None:
+    polls.see(LISTENER, at=1)
+    assert len(polls.see(f"{C} {S} ESTABLISHED 5", at=2)) == 1
+    assert polls.hear(accepts(3, 8)) == []
+
+
+def test_a_self_connect_under_the_trace(polls: Polls) -> None:
+    end = "127.0.0.1:5000 127.0.0.1:5000"
+    records = [
+        "1 7 CLOSE SYN_SENT 127.0.0.1:5000 127.0.0.1:5000",
+        f"2 7 SYN_RECV ESTABLISHED {end}",
+    ]
+    assert polls.hear(*records) == ["127.0.0.1:5000 -> 127.0.0.1:5000 internal"]
+    assert polls.see(f"{end} ESTABLISHED 5", at=9) == []
+
+
+def test_a_simultaneous_open_is_one_connection(polls: Polls) -> None:
+    records = [
+        f"1 7 CLOSE SYN_SENT 10.0.0.1:0 {S}",
+        f"1 8 CLOSE SYN_SENT 10.0.0.2:0 {C}",
+        f"2 7 SYN_RECV ESTABLISHED {C} {S}",
+        f"3 8 SYN_RECV ESTABLISHED {S} {C}",
+    ]
+    assert polls.hear(*records) == PAIRED
+
+
+def test_a_socket_reused_after_a_lost_close_did_not_open(polls: Polls) -> None:
+    assert polls.hear(f"1 7 CLOSE SYN_SENT 10.0.0.2:0 {C}") == []
+    assert polls.hear(accepts(9, 7), lossy=True) == [f"{C} -> {S} ingress"]
+
+
+def test_a_row_read_before_the_reuse_that_the_trace_told(polls: Polls) -> None:
+    """The connection is opened anew while the table is read; the row shown is of the one before."""
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.hear(*opens(1, 7, end))) == 1
+    assert polls.see(f"{end} ESTABLISHED 5", at=10) == []
+    assert len(polls.hear(*opens(21, 8, end))) == 1
+    assert polls.see(f"{end} TIME_WAIT 0", at=20) == []
+    assert polls.see(f"{end} ESTABLISHED 6", at=30) == []
+
+
+def test_a_row_skipped_right_after_the_trace_told_it(polls: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert len(polls.hear(*opens(1, 7, end))) == 1
+    assert polls.see(at=10) == []
+    assert polls.see(f"{end} ESTABLISHED 6", at=20) == []
+    assert len(polls.see(f"{end} ESTABLISHED 8", at=30)) == 1
+
+
+def test_a_lost_record_is_found_by_the_poll(polls: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    assert polls.hear(lossy=True) == []
+    assert polls.see(f"{end} ESTABLISHED 6", at=10) == ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
+
+
+def test_reports_leave_in_the_order_of_time(polls: Polls) -> None:
+    records = [*opens(1, 7), accepts(3, 9, f"{SERVER} {CLIENT}"), accepts(4, 8)]
+    assert polls.hear(*records) == [*PAIRED, INGRESS]
+
+
+def test_reuse_told_for_one_end_only(polls: Polls) -> None:
+    """The record of the accepting end is lost; its row belongs to the reported connection."""
+    assert len(polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} ESTABLISHED 6", at=1)) == 1
+    assert len(polls.hear(*opens(10, 7))) == 1
+    assert polls.see(f"{C} {S} ESTABLISHED 15", f"{S} {C} ESTABLISHED 16", at=20) == []
+
+
+def test_the_accepting_end_of_a_reuse_that_the_poll_found(polls: Polls) -> None:
+    assert len(polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} CLOSE_WAIT 6", at=1)) == 1
+    assert len(polls.see(f"{C} {S} ESTABLISHED 15", f"{S} {C} LAST_ACK 6", at=10)) == 1
+    assert polls.hear(accepts(20, 8), lossy=True) == []
+
+
+def test_an_accepting_end_that_comes_long_after_its_opening(polls: Polls) -> None:
+    """The opening end is in another namespace: its row is never seen."""
+    assert len(polls.hear(*opens(1, 7))) == 1
+    assert [polls.see(at=at) for at in (10_000, 20_000, 30_000)] == [[], [], []]
+    assert polls.see(f"{S} {C} ESTABLISHED 6", at=40_000) == []
+
+
+def test_what_is_owed_is_bounded() -> None:
+    unpaired = Unpaired({})
+    for number in range(MOST_OWED + 10):
+        end = End(Endpoint(number.to_bytes(6, "big")), Endpoint(b"\2\2\2\2\0\2"))
+        unpaired.add(end, number)
+    unpaired.forget(before=5)
+    assert not unpaired.settle(End(Endpoint((9).to_bytes(6, "big")), end.remote))
+    assert unpaired.settle(end)
+    assert not unpaired.settle(end)
+
+
+def test_a_record_at_the_very_end_of_a_poll(polls: Polls) -> None:
+    """The row is of the connection before, and so not judged, though the times are equal."""
+    first, second = f"{C} {S} ESTABLISHED 5", f"{C} {S} ESTABLISHED 6"
+    opened = (f"7 CLOSE SYN_SENT 10.0.0.1:0 {S}", f"7 SYN_SENT ESTABLISHED {C} {S}")
+    assert len(polls.hear(*(f"1 {record}" for record in opened))) == 1
+    assert len(polls.hear(*(f"3 {record}" for record in opened))) == 1
+    assert polls.see(first, at=2) == [], "it ended at 3 ms"
+    assert polls.see(second, at=4) == []
