@@ -16,7 +16,10 @@ run:  ## watch in the foreground; ARGS="--output json" passes flags
 	@$(PYTHON) -m tcpwatchd $(ARGS)
 
 test: $(VENV)/ready  ## set up and run all tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+	@tests/run $(VENV)/bin/python $(ARGS)
+
+check: lint  ## lint, and the tests that need neither root nor a container
+	$(VENV)/bin/python -m pytest -n 2 -m "not (root or trace or container or machine or slow)"
 
 soak: $(VENV)/ready  ## run the long forms of the property, fuzzing and fault tests
 	HYPOTHESIS_PROFILE=long FUZZ_RUNS=1000000 CHURN_SECONDS=60 KILLS=20 $(VENV)/bin/python -m pytest $(SOAK)
@@ -51,4 +54,4 @@ deb:  ## build the Debian package into dist/
 rpm:  ## build the RPM packages into dist/; ARGS passes flags to rpmbuild
 	@packaging/build-rpm $(ARGS)
 
-.PHONY: help run test soak lint bench install deb rpm
+.PHONY: help run test check soak lint bench install deb rpm

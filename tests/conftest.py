@@ -1,8 +1,9 @@
-"""Settings of the property tests: short by default, long in `make soak`."""
+"""Settings of the property tests, what a test needs, and which tests can run side by side."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,10 @@ settings.register_profile("long", parent=settings.get_profile("short"), max_exam
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 TRACING = Path("/sys/kernel/tracing")
+TOOLS = {
+    "container": ("systemd-nspawn", "debootstrap"),
+    "machine": ("qemu-system-x86_64", "debootstrap"),
+}
 
 # Of the make that runs the tests: a make that a test runs would say that it is another's child.
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
@@ -28,3 +33,28 @@ def _tracefs() -> None:
     """Mounted, as systemd does it on a machine that it boots."""
     if os.geteuid() == 0 and TRACING.is_dir() and not (TRACING / "instances").exists():
         subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACING], check=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share what they set up, so one worker runs them; virtual machines share nothing.
+
+    Of the services that see this machine's trace only one can run at a time: their instance has one name.
+    """
+    for item in items:
+        group = item.nodeid.partition("::")[0]
+        if item.get_closest_marker("machine"):
+            group = item.nodeid
+        elif item.get_closest_marker("trace"):
+            group = "trace"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needed = [name for name in ("root", "trace", *TOOLS) if item.get_closest_marker(name)]
+    if needed and os.geteuid() != 0:
+        pytest.skip("needs root")
+    if "trace" in needed and not TRACING.is_dir():
+        pytest.skip("needs a kernel with tracefs")
+    missing = [tool for name in needed for tool in TOOLS.get(name, ()) if not shutil.which(tool)]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
 import sys
@@ -149,7 +148,8 @@ def count_system_calls(proc: Path, count: int) -> int:
     return trace.read_text().count("\n")
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("strace"), reason="needs root and strace")
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 def test_system_calls_of_a_connection(tmp_path: Path) -> None:
     """One that asks whether there is room, and one that writes."""
     (tmp_path / "self" / "net").mkdir(parents=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import IO
 
 __all__ = ["hosts", "output"]
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 MILLION = 1_000_000
 PORT = 7100
 WATCHDOG = 30.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and the trace")
+pytestmark = [pytest.mark.trace, pytest.mark.alone]
 SERVER, CLIENT, SERVER6, CLIENT6 = "10.78.2.1", "10.78.2.2", "fd00:78:2::1", "fd00:78:2::2"
 SERVER_PORTS = range(PORT4, PORT4 + 10)
 CHURN_SECONDS = int(os.environ.get("CHURN_SECONDS", "20"))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.holder import Traffic
 from tests.namespace import Namespace, run, wait_until
-from tests.system.container import Container, copy_source, needs_container
+from tests.system.container import Container, copy_source
 from tests.system.packages import STUBS, Workshop
 
 PROJECT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def test_make_run(arguments: list[str]) -> None:
     assert "Traceback" not in err
 
 
-@needs_container
+@pytest.mark.container
 def test_install_from_the_source_and_read() -> None:
     with Container("bookworm") as container, Namespace() as peer:
         copy_source(container.root / "src")
@@ -65,7 +65,7 @@ def test_install_from_the_source_and_read() -> None:
         check_all_reading(container, peer)
 
 
-@needs_container
+@pytest.mark.container
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_install_the_package_and_read(suite: str) -> None:
     workshop = Workshop(suite)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
-pytestmark = needs_root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 HOST, PEER = "10.78.0.1", "10.78.0.2"
 FAST = ("--interval", "0.1", "--output", "json", "--trace", "no")
 

@@ -29,7 +29,7 @@ from tcpwatchd.kernel.trace import Trace
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for an instance of tracefs")
+pytestmark = [pytest.mark.trace, pytest.mark.alone]
 NAME = "tcpwatchd-tests"
 RESET = struct.pack("ii", 1, 0)
 

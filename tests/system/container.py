@@ -12,8 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import pytest
-
 from tests.namespace import run, wait_until
 
 if TYPE_CHECKING:
@@ -26,11 +24,6 @@ BOOT_TIMEOUT = 60.0
 TRACING = "/sys/kernel/tracing"
 
 Booted = TypeVar("Booted", bound="Container")
-
-needs_container = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("systemd-nspawn") or not shutil.which("debootstrap"),
-    reason="needs root, systemd-nspawn and debootstrap",
-)
 
 
 def find_mirror() -> str:

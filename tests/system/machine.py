@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from tests.namespace import run
 from tests.system.container import PROJECT, Layers, install, make_tree
@@ -30,11 +27,6 @@ ExecStopPost=/bin/sh -c 'journalctl -o short-monotonic > /journal.txt; sync; sys
 [Install]
 WantedBy=multi-user.target
 """
-
-needs_machine = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("qemu-system-x86_64") or not shutil.which("debootstrap"),
-    reason="needs root, qemu-system-x86_64 and debootstrap",
-)
 
 
 def run_inside(suite: str, scenario: str, parameters: str, folder: Path, package: Path | None = None) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from tcpwatchd.output import event
 from tests.namespace import Namespace, wait_until
-from tests.system.container import TRACING, Container, install, needs_container
+from tests.system.container import TRACING, Container, install
 from tests.system.load import PORTS, RATE, Load, join
 from tests.system.service import configure, entries
 
@@ -24,12 +24,7 @@ BATCH = 50
 """Connections that a drain can have brought at this rate, generously."""
 INSTANCE = Path(TRACING) / "instances/tcpwatchd"
 
-pytestmark = [
-    needs_container,
-    pytest.mark.skipif(
-        os.geteuid() == 0 and not Path(TRACING).is_dir(), reason="needs a kernel with tracefs"
-    ),
-]
+pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")

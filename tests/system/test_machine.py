@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.system.inside import FEW, SHORT
-from tests.system.machine import needs_machine, run_inside
+from tests.system.machine import run_inside
 from tests.system.packages import Workshop
 
 ALL = {"opened": SHORT, "reported": SHORT, "same": True, "by": ["trace"]}
 
 
-@needs_machine
+@pytest.mark.machine
 def test_a_cpu_that_comes_later(tmp_path: Path) -> None:
     results = run_inside("bookworm", "late_cpu", "maxcpus=1", tmp_path)
     assert results["online at first"] == "0"
@@ -28,7 +28,7 @@ def test_a_cpu_that_comes_later(tmp_path: Path) -> None:
     assert results["instance left"] is False
 
 
-@needs_machine
+@pytest.mark.machine
 def test_lockdown(tmp_path: Path) -> None:
     """And a kernel without IPv6: both are told once, and the service runs."""
     results = run_inside("bookworm", "lockdown", "lockdown=confidentiality ipv6.disable=1", tmp_path)
@@ -40,7 +40,7 @@ def test_lockdown(tmp_path: Path) -> None:
     assert results["failed units"] == ""
 
 
-@needs_machine
+@pytest.mark.machine
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_the_package_on_a_real_machine(suite: str, tmp_path: Path) -> None:
     workshop = Workshop(suite)

@@ -13,7 +13,7 @@ import pytest
 from tcpwatchd import __version__
 from tcpwatchd.output import event
 from tests.namespace import Namespace, wait_until
-from tests.system.container import PROJECT, TRACING, Container, needs_container
+from tests.system.container import PROJECT, TRACING, Container
 from tests.system.load import PORTS, Load, join
 from tests.system.packages import Workshop
 from tests.system.service import entries
@@ -54,7 +54,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.findall(r"^\* .* - (.*)-1$", spec, re.MULTILINE)[0] == __version__
 
 
-@needs_container
+@pytest.mark.container
 def test_the_deb_is_clean(workshop: Workshop, packages: tuple[Path, Path]) -> None:
     assert packages[1].exists()
     lint = "cd /src/dist && lintian --allow-root --fail-on error,warning *.changes 2>/dev/null"
@@ -64,12 +64,12 @@ def test_the_deb_is_clean(workshop: Workshop, packages: tuple[Path, Path]) -> No
     assert workshop.run("sh", "-c", "man -l --warnings /src/packaging/tcpwatchd.8 2>&1 >/dev/null") == ""
 
 
-@needs_container
+@pytest.mark.container
 def test_builds_are_reproducible(workshop: Workshop, packages: tuple[Path, Path]) -> None:
     assert workshop.build_deb("elsewhere/deeper").read_bytes() == packages[1].read_bytes()
 
 
-@needs_container
+@pytest.mark.container
 @pytest.mark.parametrize("target", ["deb", "rpm"])
 def test_missing_tools_are_named_in_one_line(target: str) -> None:
     with Container("bookworm") as bare:
@@ -86,7 +86,8 @@ def test_missing_tools_are_named_in_one_line(target: str) -> None:
     assert result.returncode != 0
 
 
-@needs_container
+@pytest.mark.container
+@pytest.mark.trace
 def test_the_life_of_the_deb(workshop: Workshop, packages: tuple[Path, Path]) -> None:
     with Container(workshop.suite, traced=True) as machine, Namespace() as client:
         for package in packages:
@@ -147,7 +148,8 @@ def check_gone(machine: Container) -> None:
     assert left == ""
 
 
-@needs_container
+@pytest.mark.container
+@pytest.mark.trace
 def test_the_life_of_the_rpm() -> None:
     workshop = Workshop("bookworm")
     workshop.copy_source("older")

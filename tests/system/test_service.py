@@ -11,7 +11,7 @@ import pytest
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, wait_until
-from tests.system.container import Container, install, needs_container
+from tests.system.container import Container, install
 from tests.system.service import configure, count_reported, entries
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HOST, PEER = "10.77.0.1", "10.77.0.2"
 PROCESSES, EACH = 12, 8334
 
-pytestmark = needs_container
+pytestmark = pytest.mark.container
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import wait_until
-from tests.system.container import TRACING, Container, install, needs_container
+from tests.system.container import TRACING, Container, install
 from tests.system.service import configure, entries
 
 if TYPE_CHECKING:
@@ -22,12 +21,7 @@ if TYPE_CHECKING:
 INSTANCE = Path(TRACING) / "instances/tcpwatchd"
 SHORT = 1000
 
-pytestmark = [
-    needs_container,
-    pytest.mark.skipif(
-        os.geteuid() == 0 and not Path("/sys/kernel/tracing").is_dir(), reason="needs a kernel with tracefs"
-    ),
-]
+pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
