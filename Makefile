@@ -19,7 +19,7 @@ test: $(VENV)/ready  ## set up and run all tests
 	@tests/run $(VENV)/bin/python $(ARGS)
 
 check: lint  ## lint, and the tests that need neither root nor a container
-	$(VENV)/bin/python -m pytest -n 2 -m "not (root or trace or container or machine or slow)"
+	$(VENV)/bin/python -m pytest -n 2 -m "not (root or trace or container or machine or pythons)"
 
 soak: $(VENV)/ready  ## run the long forms of the property, fuzzing and fault tests
 	HYPOTHESIS_PROFILE=long FUZZ_RUNS=1000000 CHURN_SECONDS=60 KILLS=20 $(VENV)/bin/python -m pytest $(SOAK)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.namespace import TRACING, mount_tracefs
 
 settings.register_profile(
     "short", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -17,7 +17,6 @@ settings.register_profile("brief", parent=settings.get_profile("short"), max_exa
 settings.register_profile("long", parent=settings.get_profile("short"), max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
-TRACING = Path("/sys/kernel/tracing")
 TOOLS = {
     "container": ("systemd-nspawn", "debootstrap"),
     "machine": ("qemu-system-x86_64", "debootstrap"),
@@ -30,9 +29,7 @@ for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
 
 @pytest.fixture(scope="session", autouse=True)
 def _tracefs() -> None:
-    """Mounted, as systemd does it on a machine that it boots."""
-    if os.geteuid() == 0 and TRACING.is_dir() and not (TRACING / "instances").exists():
-        subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACING], check=False)
+    mount_tracefs()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Of the services that see this machine's trace only one can run at a time: their instance has one name.
     """
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         group = item.nodeid.partition("::")[0]
         if item.get_closest_marker("machine"):
             group = item.nodeid

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
+TRACING = Path("/sys/kernel/tracing")
+
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its output is text, and part of the error when it fails."""
@@ -25,6 +27,12 @@ def wait_until(condition: Any, seconds: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.01)
+
+
+def mount_tracefs() -> None:
+    """Where it is missing: systemd mounts it on a machine that it boots."""
+    if os.geteuid() == 0 and TRACING.is_dir() and not (TRACING / "instances").exists():
+        subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACING], check=False)
 
 
 class Namespace:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import IO
 
 __all__ = ["hosts", "output"]
-pytestmark = [pytest.mark.root, pytest.mark.alone]
+pytestmark = pytest.mark.root
 MILLION = 1_000_000
 PORT = 7100
 WATCHDOG = 30.0
@@ -36,6 +36,7 @@ def read_memory(daemon: Daemon) -> int:
     return 1024 * int(re.findall(r"VmRSS:\s+(\d+)", text)[0])
 
 
+@pytest.mark.alone
 def test_a_million_rows(tmp_path: Path) -> None:
     """The watchdog is fed all the while, and little stays in memory."""
     net = tmp_path / "self" / "net"
@@ -83,6 +84,7 @@ def make_table(rows: int) -> str:
     return "\n".join([HEADER4.ljust(149), *lines, ""])
 
 
+@pytest.mark.alone
 def test_half_open_handshakes(hosts: tuple[Namespace, Namespace], output: IO[bytes]) -> None:
     """From an address that nobody has: they stay in SYN_RECV, are not reported and take no memory."""
     server, client = hosts
@@ -107,6 +109,7 @@ def test_half_open_handshakes(hosts: tuple[Namespace, Namespace], output: IO[byt
     assert after - before < 3 << 20, "rows of the table, and nothing else"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("scan", "found"), [("-sT", 1), ("-sS", 0)])
 def test_port_scans(hosts: tuple[Namespace, Namespace], output: IO[bytes], scan: str, found: int) -> None:
     """A scan by connecting opens what is open; a half-open scan opens nothing."""
@@ -135,6 +138,7 @@ def count_descriptors(daemon: Daemon) -> int:
     return min(counts)
 
 
+@pytest.mark.xdist_group("memory")
 def test_memory_and_descriptors_stay(output: IO[bytes], tmp_path: Path) -> None:
     """After 2,000 polls under load as after 100. What the allocator keeps of bursts is within 2 MiB."""
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)}

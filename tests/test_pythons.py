@@ -41,6 +41,7 @@ def make_environment(python: Path, minor: int) -> Path:
     return environment / "bin" / "python"
 
 
+@pytest.mark.pythons
 @pytest.mark.parametrize("minor", MINORS)
 def test_under(minor: int) -> None:
     python = find_python(minor)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.bench import burst, capture, idle, journal, poll, recall
 from tests.bench.figures import INTERPRETER
-from tests.namespace import run
+from tests.namespace import mount_tracefs, run
 
 BENCHES = {
     "recall": recall.main,
@@ -34,6 +34,7 @@ def main() -> None:
     unknown = set(sys.argv[1:]) - BENCHES.keys()
     if unknown:
         sys.exit(f"make bench: no benchmark of this name: {' '.join(sorted(unknown))}")
+    mount_tracefs()
     print(describe_machine(), flush=True)
     for name in sys.argv[1:] or BENCHES:
         BENCHES[name]()
