@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import now
+from tcpwatchd.failure import Failure, describe
 from tcpwatchd.kernel.counters import read_counters
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
@@ -55,7 +56,9 @@ class Pipeline:
         stages = Stages(self._tables, self._tracker, self._audit, self.outbox, trace, self._decoder)
         self._recovery = Recovery(store, stages)
         self._trace_unbroken = False
-        """Whether the trace has been filling since the snapshot before."""
+        """Whether the trace has been read since the snapshot before."""
+        self._drain_failing = self._counters_failing = False
+        """Whether each could not be read when it was last tried."""
         self._totals = dict.fromkeys(("missed_trace", "missed_inbound", "missed_outbound"), 0)
         self._totals |= dict.fromkeys(("records_lost", "malformed_rows"), 0)
 
@@ -64,13 +67,16 @@ class Pipeline:
         self._totals["records_lost"], self._trace_unbroken = self._recovery.resume()
 
     def poll(self) -> None:
-        """Find what is new, and keep it. Raises OSError, TableError and CountersError."""
-        counters = read_counters(self._root)
+        """Find what is new, and keep it. Raises OSError and TableError: those of the tables.
+
+        A trace or counters that cannot be read do not keep the tables from being judged.
+        """
+        counters = self._read_counters()
         snapshot = self._tables.read_snapshot(self._tracker.awaiting_row)
         self._feed_watchdog()
         self.drain()
+        new = self._tracker.find_new(snapshot, traced=not self._drain_failing)
         self._tables.keep()
-        new = self._tracker.find_new(snapshot)
         self._feed_watchdog()
         self.outbox.add(new)
         self._count_missed(counters, snapshot, new)
@@ -80,14 +86,47 @@ class Pipeline:
         self._feed_watchdog()
 
     def drain(self) -> None:
-        """Take out what the trace has, log it, and follow it. Raises OSError."""
-        if self._trace and self._decoder:
+        """Take out what the trace has, log it, and follow it.
+
+        A failure is reported once, and when it is over. What was not taken out stays in the kernel.
+        """
+        if not self._trace or not self._decoder:
+            return
+        try:
             drain = self._trace.drain()
-            self._recovery.log_drain(drain)
-            transitions, lost = self._decoder.decode(drain)
-            self._tracker.follow(transitions, lost > 0, self._tables.holds)
-            self._report_lost(lost)
-            self.outbox.add(self._tracker.release(time.monotonic_ns()))
+        except (OSError, ValueError) as error:
+            if not self._drain_failing:
+                self.report(event.trace_failed(describe(error), now()))
+            self._drain_failing = True
+            return
+        self._recovery.log_drain(drain)
+        transitions, lost = self._decoder.decode(drain)
+        self._tracker.follow(transitions, lost > 0, self._tables.holds)
+        self._report_lost(lost)
+        if self._drain_failing:
+            self.report(event.trace_recovered(now()))
+            self._drain_failing = False
+        self._take_released(time.monotonic_ns())
+
+    def _take_released(self, until: int) -> None:
+        released = self._tracker.release(until)
+        self._audit.add_found(released)
+        self.outbox.add(released)
+
+    def _read_counters(self) -> list[int] | None:
+        """None where they are not to be had, which is reported once, and when it is over."""
+        try:
+            counters = read_counters(self._root)
+        except (OSError, Failure) as error:
+            if not self._counters_failing:
+                self.report(event.counters_failed(describe(error), now()))
+            self._counters_failing = True
+            self._audit.start_anew()
+            return None
+        if self._counters_failing:
+            self.report(event.counters_recovered(now()))
+            self._counters_failing = False
+        return counters
 
     def send(self) -> None:
         """Write a batch, as far as the sink takes it, and mark it as written. Raises OSError."""
@@ -101,12 +140,13 @@ class Pipeline:
 
         Returns how many connections could be neither written nor kept.
 
-        What the kernel holds, and what the last drain left for the next one, is the next process's; where
-        nothing is kept, there will be none.
+        What the last drain leaves for the next one is the next process's; where nothing is kept, there will
+        be none.
         """
+        self.drain()
         if self._decoder and not self._store.enabled:
             self._tracker.follow(self._decoder.take_deferred(), False, self._tables.holds)
-        self.outbox.add(self._tracker.release(FOREVER))
+        self._take_released(FOREVER)
         self._send_all(until)
         self.report(describe_end(self.totals))
         self._send_all(until)
@@ -131,13 +171,17 @@ class Pipeline:
             self.report(event.rows_malformed(rows, now()))
         self._totals["malformed_rows"] += len(rows)
 
-    def _count_missed(self, counters: list[int], snapshot: Snapshot, new: list[Connection]) -> None:
+    def _count_missed(self, counters: list[int] | None, snapshot: Snapshot, new: list[Connection]) -> None:
         """What a poll finds was missed by the trace; what polls miss, the kernel's counters tell."""
-        missed = self._audit.compare(counters, () if self._trace else new, snapshot.connecting)
-        if self._trace:
-            found = sum(connection.detected_by == "poll" for connection in new)
-            self._totals["missed_trace"] += found if self._trace_unbroken else 0
-            self._trace_unbroken = True
+        traced = self._trace is not None and not self._drain_failing
+        if traced and self._trace_unbroken:
+            self._totals["missed_trace"] += sum(found.detected_by == "poll" for found in new)
+        self._trace_unbroken = traced
+        if counters is None:
+            return
+        missed = self._audit.compare(counters, new, snapshot.connecting)
+        if traced:
+            self._audit.settle()
         elif any(missed):
             self.report(event.connections_missed(*missed, now()))
             self._totals["missed_inbound"] += missed.inbound
@@ -168,7 +212,13 @@ class Pipeline:
 
     @property
     def next_release(self) -> int | None:
-        """When the first report that is held is released, nanoseconds of CLOCK_MONOTONIC."""
+        """When a drain brings something though the trace wakes nobody, nanoseconds of CLOCK_MONOTONIC.
+
+        That is when the first report that is held is released, and at once for records that the last drain
+        deferred: they are out of the kernel.
+        """
+        if self._decoder and self._decoder.deferred:
+            return self._decoder.deferred[0].time
         return self._tracker.next_release
 
     @property

@@ -24,6 +24,8 @@ DRAIN_EVERY = 0.04
 """Seconds between two drains under load. What is held for 50 ms is written within 90 ms of its record."""
 DRAIN_CREDIT = 0.2
 """Seconds of drains that may be made at once after a pause: while connections are few, none waits."""
+EARLY_POLL_PAUSE = 1.0
+"""Seconds between two polls that come before their time."""
 RETRY = 0.05
 """Seconds until a sink that was stuck is tried again."""
 STATUS_PAUSE = 1.0
@@ -63,10 +65,10 @@ class Watch:
         """Whether the poller wakes for the trace."""
         self._poll_at = self._drain_at = self._status_at = time.monotonic()
         """From when on each may be done, in seconds of CLOCK_MONOTONIC."""
+        self._polled_at = -math.inf
+        """When the last poll ended."""
         self._stopping = False
         self._failed_polls = self._failed_polls_in_a_row = 0
-        self._drain_failing = False
-        """Whether the last drain failed."""
         self.hung_up = False
         """Whether it was SIGHUP, in the foreground, that ended the watch."""
         self.lost_at_end = 0
@@ -107,8 +109,12 @@ class Watch:
                 self._notify_status()
 
     def _is_poll_due(self) -> bool:
-        due = self._pipeline.poll_overdue or time.monotonic() >= self._poll_at
-        return due and not self._outbox.full
+        return time.monotonic() >= self._find_next_poll() and not self._outbox.full
+
+    def _find_next_poll(self) -> float:
+        """A poll comes early when too much is remembered, but no poll may be able to cure that."""
+        early = self._polled_at + EARLY_POLL_PAUSE
+        return min(self._poll_at, early) if self._pipeline.poll_overdue else self._poll_at
 
     def _set_next_poll(self) -> None:
         self._poll_at = next_deadline(self._poll_at, time.monotonic(), self._interval)
@@ -126,20 +132,13 @@ class Watch:
             if self._failed_polls_in_a_row:
                 self._pipeline.report(event.poll_recovered(self._failed_polls_in_a_row, now()))
             self._failed_polls_in_a_row = 0
+        self._polled_at = time.monotonic()
         self._set_next_poll()
         self._notify_status()
 
     def _drain(self) -> None:
-        """What cannot be read stays in the kernel; a failure is reported once, until a drain succeeds."""
         self._drain_at = max(self._drain_at, time.monotonic() - DRAIN_CREDIT) + DRAIN_EVERY
-        try:
-            self._pipeline.drain()
-        except Exception as error:  # whatever went wrong, the next drain may go right
-            if not self._drain_failing:
-                self._pipeline.report(event.trace_failed(describe(error), now()))
-            self._drain_failing = True
-        else:
-            self._drain_failing = False
+        self._pipeline.drain()
 
     def _find_deadline(self) -> float:
         """When there is something to do even if nothing comes, in seconds of CLOCK_MONOTONIC."""
@@ -148,7 +147,7 @@ class Watch:
         if self._outbox.waiting:
             deadlines.append(moment + RETRY if self._outbox.stuck else moment)
         if not self._outbox.full:
-            deadlines.append(self._poll_at)
+            deadlines.append(self._find_next_poll())
             deadlines.append(self._find_next_drain(moment))
         return min(deadlines)
 

@@ -7,13 +7,15 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tcpwatchd.output import event
-from tests.daemon import Daemon, with_proc
+from tests.bench.figures import read_cpu
+from tests.daemon import PROJECT, Daemon, with_proc
 from tests.namespace import run, wait_until
 from tests.table import write_counters
 from tests.test_watch import FAST, read_event, read_started, show
@@ -149,12 +151,12 @@ def test_the_table_of_ipv6_goes_and_comes(proc: Path, daemon: Daemon) -> None:
     assert read_event(daemon)["SOURCE_PORT"] == "5002"
 
 
-def test_counters_that_vanish_fail_a_poll_and_no_more(proc: Path, daemon: Daemon) -> None:
+def test_counters_that_vanish_fail_no_poll(proc: Path, daemon: Daemon) -> None:
     net = proc / "self" / "net"
     shutil.move(net / "snmp", net / "hidden")
     assert read_event(daemon)["ERROR_MESSAGE"] == "/proc/self/net/snmp: No such file or directory"
     shutil.move(net / "hidden", net / "snmp")
-    assert read_event(daemon)["MESSAGE_ID"] == event.POLL_RECOVERED
+    assert read_event(daemon)["MESSAGE_ID"] == event.COUNTERS_RECOVERED
 
 
 def test_short_connections_are_counted_by_the_kernels_counters(proc: Path, daemon: Daemon) -> None:
@@ -217,3 +219,45 @@ def test_a_full_runtime_directory_ends_nothing(proc: Path, tmp_path: Path) -> No
         daemon.end(signal.SIGTERM)
     finally:
         run("umount", runtime)
+
+
+@pytest.mark.parametrize("missing", ["netstat", "snmp"])
+def test_without_counters_all_else_works(proc: Path, missing: str) -> None:
+    """A kernel or a container without them: told once, and when they are there again."""
+    (proc / "self" / "net" / missing).rename(proc / "hidden")
+    made = Daemon(*FAST, prefix=with_proc(proc))
+    found = read_until(made, event.COUNTERS_FAILED)
+    show(proc, 5001)
+    found += read_until(made, event.CONNECTION_OPENED)
+    time.sleep(0.5)
+    (proc / "hidden").rename(proc / "self" / "net" / missing)
+    found += read_until(made, event.COUNTERS_RECOVERED)
+    status, out, _ = made.end(signal.SIGTERM)
+    kinds = [fields["MESSAGE_ID"] for fields in found]
+    assert (kinds.count(event.COUNTERS_FAILED), status, len(out.splitlines())) == (1, 0, 1)
+
+
+def test_an_early_poll_that_cures_nothing_does_not_spin(proc: Path, tmp_path: Path) -> None:
+    """The log is over its limit and cannot be replaced: at most one poll a second, and drains go on."""
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    code = "import sys; from tcpwatchd.state import store; store.MOST_LOG = 0; " \
+           "from tcpwatchd.__main__ import main; sys.exit(main())"  # fmt: skip
+    command = [*with_proc(proc), sys.executable, "-c", code, "--interval", "600", *FAST[2:]]
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(runtime)}
+    with subprocess.Popen(command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        before = read_cpu(process.pid)
+        polls = count_polls(process.pid, 4)
+        took = read_cpu(process.pid) - before
+        process.send_signal(signal.SIGTERM)
+    assert 1 <= polls <= 5
+    assert took < 1
+
+
+def count_polls(pid: int, seconds: int) -> int:
+    """How often it opens the table."""
+    command = ["timeout", str(seconds), "strace", "-qq", "-e", "trace=openat", "-P", "/proc/self/net/tcp"]
+    said = subprocess.run([*command, "-p", str(pid)], check=False, capture_output=True, text=True).stderr
+    return said.count('/proc/self/net/tcp"')

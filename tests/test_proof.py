@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import pytest
@@ -20,11 +23,10 @@ from tcpwatchd.output import event
 from tests.daemon import Daemon
 from tests.holder import Traffic
 from tests.mixed import PORT4
-from tests.namespace import Namespace, run, wait_until
+from tests.namespace import TRACING, Namespace, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.trace, pytest.mark.alone]
 SERVER, CLIENT, SERVER6, CLIENT6 = "10.78.2.1", "10.78.2.2", "fd00:78:2::1", "fd00:78:2::2"
@@ -256,6 +258,72 @@ def test_a_record_is_reported_at_once(output: IO[bytes]) -> None:
         traffic.end()
         daemon.end(signal.SIGTERM)
     assert late < 1, "long before the next poll"
+
+
+def test_a_record_never_waits_for_the_next_poll(output: IO[bytes]) -> None:
+    """A record that is newer than the start of the drain that took it out is followed by the next drain."""
+    with Namespace() as host:
+        daemon = start(host, output, "--trace", "require", "--interval", "3600")
+        traffic = Traffic(host.pid, "churn", "100", "6")
+        server, clients, _ = traffic.truth()
+        traffic.end()
+        wait_until(lambda: len(reported(output, {server})) == len(clients), 2, "all reported")
+        written = [json.loads(line) for line in os.pread(output.fileno(), 1 << 24, 0).splitlines()]
+        daemon.end(signal.SIGTERM)
+    assert written[-1]["MESSAGE_ID"] == event.CONNECTION_OPENED
+
+
+def test_the_last_moments_before_a_stop(output: IO[bytes]) -> None:
+    with Namespace() as host:
+        for turn in range(1, 9):
+            daemon = start(host, output, "--trace", "require", "--interval", "3600")
+            before = count(output, event.CONNECTION_OPENED)
+            traffic = Traffic(host.pid, "short", "40")
+            server, clients = traffic.truth()
+            daemon.end(signal.SIGINT)
+            traffic.end()
+            assert len(reported(output, {server})) == len(clients) == 40, f"turn {turn}"
+            assert count(output, event.CONNECTION_OPENED) - before >= 40
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.parametrize(("call", "file"), [("pread64", "stats"), ("read", "trace_pipe_raw")])
+def test_a_trace_that_cannot_be_read_for_a_while(output: IO[bytes], call: str, file: str) -> None:
+    """Polls go on and find what stays; what the kernel held is reported later, and nothing twice."""
+    instance = f"tcpwatchd-test-{os.getpid()}"
+    paths = [arg for cpu in Path(TRACING, "per_cpu").iterdir()
+             for arg in ("-P", f"{TRACING}/instances/{instance}/per_cpu/{cpu.name}/{file}")]  # fmt: skip
+    with Namespace() as host:
+        daemon = start(host, output, "--trace", "require", "--interval", "0.5", "--trace-instance", instance)
+        inject = ["strace", "-qq", "-o", "/dev/null", *paths, "-e", f"inject={call}:error=EIO"]
+        with subprocess.Popen([*inject, "-p", str(daemon.process.pid)], stderr=subprocess.DEVNULL) as strace:
+            wait_until(lambda: is_traced(daemon.process.pid), 5, "strace is attached")
+            # Reset at once, so that no row stays in the table.
+            short = Traffic(host.pid, "churn", "100", "2")
+            server, clients, _ = short.truth()
+            staying = Traffic(host.pid, "many", "3")
+            other, _clients = staying.truth()
+            wait_until(lambda: len(reported(output, {other})) == 3, 5, "found by polls")
+            assert {fields["TCPWATCHD_DETECTED_BY"] for fields in reported(output, {other})} == {"poll"}
+            assert count(output, event.TRACE_FAILED) == 1
+            assert count(output, event.TRACE_RECOVERED) == count(output, event.POLL_FAILED) == 0
+            strace.terminate()
+        wait_until(lambda: count(output, event.TRACE_RECOVERED) == 1, 5, "read again")
+        wait_until(lambda: len(reported(output, {server})) == len(clients), 5, "all reported")
+        status, _, errors = daemon.end(signal.SIGTERM)
+        short.end()
+        staying.end()
+    assert (status, errors) == (0, "")
+    assert len(reported(output, {other})) == 3
+    assert sorted(int(f["SOURCE_PORT"]) for f in reported(output, {server})) == sorted(clients)
+    assert count(output, event.RECORDS_LOST) == 0
+    missed = sum(int(fields["TCPWATCHD_MISSED_INBOUND"]) for fields in told(output, event.CONNECTIONS_MISSED))
+    assert 0 < missed <= len(clients)
+
+
+def is_traced(pid: int) -> bool:
+    """By a debugger or strace (proc(5): status)."""
+    return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
 
 
 @pytest.mark.parametrize("trace", ["auto", "require"])

@@ -211,7 +211,7 @@ def test_no_permission_is_a_fault(proc: Path) -> None:
     drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     result = run_program(prefix=[*with_proc(proc), *drop])
     assert result.returncode == 1
-    assert result.stderr == "tcpwatchd: /proc/self/net/snmp: Permission denied\n"
+    assert result.stderr == "tcpwatchd: /proc/self/net/tcp: Permission denied\n"
 
 
 def test_any_user_can_run_it(namespace: Namespace) -> None:

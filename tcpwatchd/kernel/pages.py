@@ -78,8 +78,9 @@ class Decoder:
     def decode(self, drain: Drain) -> tuple[list[Transition], int]:
         """Transitions in the order of time, and how many records were lost or could not be decoded.
 
-        Those newer than the start of the drain wait for the next one: a pair of transitions on two CPUs could
-        come out of order otherwise.
+        What the kernel says was taken out and was not decoded is lost, whatever became of it. Transitions
+        newer than the start of the drain wait for the next one: a pair on two CPUs could come out of order
+        otherwise.
         """
         found: list[Transition] = []
         damaged = False
@@ -93,7 +94,7 @@ class Decoder:
         self.taken.update(drain.taken)
         found += self.deferred
         found.sort(key=operator.itemgetter(0))
-        lost = drain.lost + (max(1, taken - decoded) if damaged else 0)
+        lost = drain.lost + max(taken - decoded, 1 if damaged else 0)
         ready = len(found)
         while ready and found[ready - 1].time > drain.began:
             ready -= 1

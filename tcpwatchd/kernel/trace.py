@@ -57,30 +57,30 @@ class Trace:
         return self._readable.fileno()
 
     def drain(self) -> Drain:
-        """Take out what is there."""
+        """Take out what is there. Raises OSError; what was taken out by then comes with the next drain."""
         began = time.monotonic_ns()
-        pages, lost, taken = [], 0, {}
         for cpu in self._cpus:
-            found = self._read(cpu)
-            if found:
-                lost += sum(cpu.count_lost(page, self._layout) for page in found)
-                taken[cpu.number] = cpu.count_taken()
-                pages += [trim(page, self._layout) for page in found]
+            self._read(cpu)
+        filled = [(cpu, cpu.read_statistics()) for cpu in self._cpus if cpu.pages]
+        lost = sum(cpu.count_lost(statistics, self._layout) for cpu, statistics in filled)
+        taken = {cpu.number: statistics["read events"] for cpu, statistics in filled}
+        pages = [trim(page, self._layout) for cpu, _ in filled for page in cpu.pages]
+        for cpu, _ in filled:
+            cpu.pages = []
         return Drain(began, pages, lost, taken)
 
-    def _read(self, cpu: _Cpu) -> list[bytes]:
+    def _read(self, cpu: _Cpu) -> None:
         """An offline CPU is always reported as failing, which would spin: it is not waited for."""
         was_online = cpu.online
-        found = cpu.read_pages(self._layout.size)
+        cpu.read_pages(self._layout.size)
         if cpu.online and not was_online:
             self._readable.register(cpu.descriptor, select.EPOLLIN)
         elif was_online and not cpu.online:
             self._readable.unregister(cpu.descriptor)
-        return found
 
     def count_taken(self) -> dict[int, int]:
         """How many records of each CPU were ever taken out, by whomever: the kernel's own count."""
-        return {cpu.number: cpu.count_taken() for cpu in self._cpus}
+        return {cpu.number: cpu.read_statistics()["read events"] for cpu in self._cpus}
 
     def close(self) -> None:
         self._readable.close()
@@ -100,36 +100,36 @@ class _Cpu:
         self.descriptor = os.open(os.path.join(path, "trace_pipe_raw"), flags)
         self._statistics = os.open(os.path.join(path, "stats"), os.O_RDONLY | os.O_CLOEXEC)
         self.online = True
-        self._overrun = self._count("overrun")
+        self.pages: list[bytes] = []
+        """Taken out and not handed over yet: a drain can fail half-way."""
+        self._overrun = self.read_statistics()["overrun"]
 
-    def read_pages(self, size: int) -> list[bytes]:
+    def read_pages(self, size: int) -> None:
         """All there is. Nothing, and each error of NOTHING_NOW, means nothing now, never the end."""
-        pages = []
         self.online = True
         try:
             while page := os.read(self.descriptor, size):
-                pages.append(page)
+                self.pages.append(page)
         except OSError as error:
             if error.errno not in NOTHING_NOW:
                 raise
             self.online = error.errno != errno.ENODEV
-        return pages
 
-    def count_lost(self, page: bytes, layout: Layout) -> int:
-        """Records overwritten before this page, as its header tells, or the statistics if it has no room."""
-        lost = find_loss(page, layout)
-        if lost is None:
-            lost = max(1, self._count("overrun") - self._overrun)
-        self._overrun += lost
+    def count_lost(self, statistics: dict[str, int], layout: Layout) -> int:
+        """Records overwritten before these pages, as their headers tell, or the statistics."""
+        lost = 0
+        for page in self.pages:
+            overwritten = find_loss(page, layout)
+            if overwritten is None:
+                overwritten = max(1, statistics["overrun"] - self._overrun)
+            self._overrun += overwritten
+            lost += overwritten
         return lost
 
-    def count_taken(self) -> int:
-        return self._count("read events")
-
-    def _count(self, name: str) -> int:
-        """A number of the buffer's statistics, which the kernel writes anew for each reading at offset 0."""
+    def read_statistics(self) -> dict[str, int]:
+        """What the kernel writes anew for each reading at offset 0. Raises OSError."""
         text = os.pread(self._statistics, 4096, 0).decode()
-        return int(re.findall(rf"^{name}: (\d+)$", text, re.MULTILINE)[0])
+        return {name: int(number) for name, number in re.findall(r"^([a-z ]+): (\d+)$", text, re.MULTILINE)}
 
     def close(self) -> None:
         os.close(self.descriptor)

@@ -32,7 +32,10 @@ BASELINE_UNUSABLE = "f6b3130240b040f4936564f49f36862e"
 TRACE_GAP = "a6a0151d221745bfafe31da4f21d546d"
 RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
 TRACE_FAILED = "1fe90731c0b14de9810cd0dd1ebbc1c4"
+TRACE_RECOVERED = "2630a250e8a3444ea795209e27ca023b"
 CONNECTIONS_MISSED = "bd93be3c6e4948478207fa1a3ae28355"
+COUNTERS_FAILED = "54f14b4d16674f6cbb66e5ff871af92a"
+COUNTERS_RECOVERED = "90460b6920ec45918312c073186afd75"
 
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
 MICROSECONDS = 1_000_000
@@ -119,6 +122,20 @@ def records_lost(records: int, now: int) -> Event:
 def trace_failed(reason: str, now: int) -> Event:
     message = f"Cannot read the kernel's trace, will try again: {reason}"
     return _own(now, TRACE_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def trace_recovered(now: int) -> Event:
+    return _own(now, TRACE_RECOVERED, NOTICE, "The kernel's trace can be read again")
+
+
+def counters_failed(reason: str, now: int) -> Event:
+    message = f"Cannot read the kernel's counters, so what polls miss is not counted: {reason}"
+    return _own(now, COUNTERS_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def counters_recovered(now: int) -> Event:
+    message = "The kernel's counters can be read again: what polls miss is counted from now on"
+    return _own(now, COUNTERS_RECOVERED, NOTICE, message)
 
 
 def connections_missed(inbound: int, outbound: int, now: int) -> Event:

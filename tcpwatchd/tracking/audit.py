@@ -39,9 +39,27 @@ class Audit:
         """For another audit to go on from."""
         return [self._inbound, self._outbound, *self._last]
 
+    def start_anew(self) -> None:
+        """What opened since the last comparison is not known."""
+        self._last = []
+        self.settle()
+
     def restore(self, counters: Sequence[int]) -> None:
         if len(counters) == len(self.counters) + COUNTERS:
             self._inbound, self._outbound, *self._last = counters
+
+    def add_found(self, found: Iterable[Connection]) -> None:
+        """What was reported, and when it is counted was not missed."""
+        new = [connection for connection in found if connection.detected_by != "startup"]
+        directions = Counter([connection.direction for connection in new])
+        # A connection of a socket to itself is opened and never accepted.
+        alone = directions["internal"] and sum(c.source == c.destination for c in new)
+        self._inbound -= len(new) - directions["egress"] - alone
+        self._outbound -= len(new) - directions["ingress"]
+
+    def settle(self) -> None:
+        """Nothing was missed so far."""
+        self._inbound = self._outbound = 0
 
     def compare(self, counters: list[int], found: Iterable[Connection], connecting: int) -> Missed:
         """What opened until the counters were read and was not found until the snapshot that followed.
@@ -56,12 +74,9 @@ class Audit:
         passive, active, failed, reset = changes
         active -= max(0, failed - reset)
         self.opened = Missed(self.opened.inbound + passive, self.opened.outbound + active)
-        new = [connection for connection in found if connection.detected_by != "startup"]
-        directions = Counter([connection.direction for connection in new])
-        # A connection of a socket to itself is opened and never accepted.
-        alone = directions["internal"] and sum(c.source == c.destination for c in new)
-        self._inbound += passive - (len(new) - directions["egress"] - alone)
-        self._outbound += active - (len(new) - directions["ingress"])
+        self._inbound += passive
+        self._outbound += active
+        self.add_found(found)
         missed = Missed(max(0, self._inbound), max(0, self._outbound - connecting))
         self._inbound -= missed.inbound
         self._outbound -= missed.outbound

@@ -45,6 +45,8 @@ class Tracker:
         self._handshakes = known.handshakes.copy()
         self._queue: deque[_Report] = deque()
         self._held: dict[End, _Report] = {}
+        self._polled_ahead: dict[End, int] = {}
+        """Both ends of what polls found while the trace could not be read, and when; records may follow."""
         self.open = known.open
         """Sockets with an open connection in the last snapshot."""
         for connection, held in known.reports:
@@ -91,7 +93,10 @@ class Tracker:
                 handshakes.pop(skaddr, None)
             elif new == ESTABLISHED:
                 opened = handshakes.pop(skaddr, None) == end.remote or old == SYN_SENT
+                if self._polled_ahead and self._polled_ahead.pop(end, 0) >= when:
+                    continue
                 self._establish(end, when, old == SYN_RECV, opened, is_shown)
+        self._polled_ahead.clear()
 
     def forget_handshakes(self) -> None:
         """The addresses of sockets that were connecting may be others' by now."""
@@ -155,8 +160,11 @@ class Tracker:
         """When the first report that is held is released, nanoseconds of CLOCK_MONOTONIC."""
         return self._queue[0].connection.time + HOLD if self._queue else None
 
-    def find_new(self, snapshot: Snapshot) -> list[Connection]:
-        """The connections that this snapshot is the first to show, in reading order."""
+    def find_new(self, snapshot: Snapshot, traced: bool = True) -> list[Connection]:
+        """The connections that this snapshot is the first to show, in reading order.
+
+        `traced` is false when the trace was not read after the snapshot, and may be later.
+        """
         listeners = frozenset(self._listeners)
         self._count(snapshot)
         listeners |= frozenset(self._listeners)
@@ -165,6 +173,10 @@ class Tracker:
         self._first = False
         self._absent, self._awaiting_row = comparison.find_absent(), comparison.find_awaiting_row()
         self._unpaired.forget(snapshot.ended - REMEMBERED)
+        if not traced:
+            for source, destination, *_ in new:
+                self._polled_ahead[End(source, destination)] = snapshot.ended
+                self._polled_ahead[End(destination, source)] = snapshot.ended
         return new
 
     def _count(self, snapshot: Snapshot) -> None:
