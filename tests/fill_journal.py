@@ -24,7 +24,8 @@ def offer(sink: JournalSink, new: Event) -> tuple[bool, float]:
 
 
 def main() -> None:
-    sink, offers = JournalSink(), []
+    sink = JournalSink()
+    offers: list[tuple[bool, float]] = []
     while not offers or offers[-1][0]:
         offers.append(offer(sink, poll_failed(str(len(offers)), 0)))
     large = [offer(sink, poll_failed(LARGE, 0)) for _ in range(OFFERS)]

@@ -1,4 +1,4 @@
-"""The journal while nobody reads it: python-systemd of a Debian tree writes to a journald that can be stopped."""
+"""The journal while nobody reads it: a Debian tree's python-systemd and a journald that can be stopped."""
 
 from __future__ import annotations
 
@@ -107,12 +107,8 @@ def test_one_that_goes_on_gets_all_of_it_once(folder: Path, journald: Journald) 
 
 def test_an_entry_that_is_too_large_for_the_socket_does_not_wait(folder: Path, journald: Journald) -> None:
     journald.stand_still()
-    program = subprocess.Popen(
-        [*enter(folder), "-", "/mnt/tests/fill_journal.py"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [*enter(folder), "-", "/mnt/tests/fill_journal.py"]
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert program.stdout
         assert select.select([program.stdout], [], [], 10)[0], "blocked"
