@@ -73,9 +73,11 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
             no_trace_reason = str(error)
     pipeline = Pipeline(sink, store, trace, notifier.feed_watchdog)
     watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason)
-    watch.run_once() if settings.once else watch.run()
-    if watch.lost_at_end:
-        print_error(f"{watch.lost_at_end} connections were found and not written")
+    try:
+        watch.run_once() if settings.once else watch.run()
+    finally:
+        if watch.lost_at_end:
+            print_error(f"{watch.lost_at_end} connections were found and not written")
     return watch.hung_up
 
 

@@ -77,14 +77,18 @@ class Journald:
         found: list[dict[str, str]] = list(map(json.loads, whole.splitlines()))
         return [fields for fields in found if fields["MESSAGE_ID"] == message_id]
 
+    def end(self) -> None:
+        """Its socket stays, and nobody has it."""
+        self._process.kill()
+        self._process.wait()
+
     def __enter__(self) -> Journald:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.end()
 
 
 if __name__ == "__main__":

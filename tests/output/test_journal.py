@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import select
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tcpwatchd.output import event
-from tests.daemon import PROJECT, Daemon
+from tests.daemon import PROJECT, Daemon, run_program
 from tests.fill_journal import LARGE, OFFERS
 from tests.journald import Journald
 from tests.namespace import wait_until
@@ -22,7 +25,6 @@ from tests.test_watch import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = needs_container
 MANY = 12_000
@@ -124,3 +126,47 @@ def test_an_entry_that_is_too_large_for_the_socket_does_not_wait(folder: Path, j
     wait_until(lambda: len(journald.read(event.POLL_FAILED)) > took, 10, "all written")
     reasons = [fields["ERROR_MESSAGE"] for fields in journald.read(event.POLL_FAILED)]
     assert reasons == [*map(str, range(took)), LARGE]
+
+
+def read_cpu(daemon: Daemon) -> float:
+    """Seconds of processor time that it took so far."""
+    fields = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_children() -> float:
+    """Seconds of processor time that all those took that ended so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize("harm", ["stands still", "is gone"])
+def test_once_gives_up_and_says_what_it_could_not_write(folder: Path, harm: str) -> None:
+    show(folder / "proc", *range(1, SHORT_QUEUE * 3))
+    with Journald(folder / "journal", SHORT_QUEUE) as journald:
+        journald.stand_still() if harm == "stands still" else journald.end()
+        before, began = measure_children(), time.monotonic()
+        result = run_program("--once", "--output", "journal", prefix=enter(folder))
+    assert result.returncode == 1
+    written = SHORT_QUEUE + 1 if harm == "stands still" else 0
+    unwritten = SHORT_QUEUE * 3 - 1 - written
+    assert result.stderr.splitlines() == [
+        f"tcpwatchd: {unwritten} connections were found and not written",
+        "tcpwatchd: nothing was taken for 10 s",
+    ]
+    assert time.monotonic() - began > 9
+    assert measure_children() - before < 2, "it does not spin"
+
+
+def test_a_stop_while_the_journal_is_gone_does_not_spin(folder: Path) -> None:
+    with Journald(folder / "journal", SHORT_QUEUE) as journald:
+        daemon = start(folder)
+        wait_until(lambda: journald.read(event.WATCH_STARTED), 10, "started")
+        journald.end()
+        show(folder / "proc", *range(1, 100))
+        time.sleep(1)
+        children, own = measure_children(), read_cpu(daemon)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(timeout=2) == 0
+        assert measure_children() - children - own < 0.3
+        assert daemon.process.communicate()[1] == b""
