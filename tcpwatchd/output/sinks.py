@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from tcpwatchd.failure import Failure
 from tcpwatchd.output.event import CONNECTION_OPENED, Event, format_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 STDOUT, STDERR = 1, 2
+NAMES = {STDOUT: "standard output", STDERR: "standard error"}
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 PATIENCE = 20
 """Milliseconds for a reader that is slow but not stuck."""
@@ -47,8 +50,8 @@ class JournalSink:
     to the same queue, shows when that has room again; libsystemd's own, which is not connected, shows its
     buffer only.
 
-    Raises ImportError without python-systemd, and FileNotFoundError where no journal runs: libsystemd would
-    drop the entries and say nothing.
+    Raises ImportError without python-systemd, and Failure where no journal runs: libsystemd would drop the
+    entries and say nothing.
     """
 
     fileno: int | None = None
@@ -57,7 +60,8 @@ class JournalSink:
         # systemd.journal passes it on, and brings logging and more: 3.6 MB.
         from systemd._journal import sendv
 
-        os.stat(JOURNAL_SOCKET)
+        if not os.path.exists(JOURNAL_SOCKET):
+            raise Failure(f"no journal here: {JOURNAL_SOCKET} does not exist; is systemd-journald running?")
         self._sendv = sendv
         self._gate = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._polls = [watch_for_room(self._gate)]
@@ -148,12 +152,15 @@ def find_sender(descriptor: int) -> socket.socket | None:
 class Stream:
     """A descriptor that lines are written to past any buffer, so that a reader has them now.
 
-    A pipe that is writable takes PIPE_BUF (4096) bytes at once, and no line is longer.
+    A pipe that is writable takes PIPE_BUF (4096) bytes at once, and no line is longer. Raises OSError.
     """
 
     def __init__(self, descriptor: int) -> None:
-        os.fstat(descriptor)
         self._descriptor = descriptor
+        try:
+            os.fstat(descriptor)
+        except OSError as error:
+            raise self._name_file(error) from error
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
         self._rest = b""
@@ -176,11 +183,25 @@ class Stream:
                 self._rest = self._rest[os.write(self._descriptor, self._rest) :]
         except BlockingIOError:  # made non-blocking by whoever shares it; the rest goes first next time
             return False
+        except OSError as error:
+            raise self._name_file(error) from error
         return True
+
+    def _name_file(self, error: OSError) -> OSError:
+        """The error with the file that it is about, or which descriptor it was."""
+        try:
+            name = os.readlink(f"/proc/self/fd/{self._descriptor}")
+        except OSError:
+            name = ""
+        file = name if name.startswith("/") else NAMES.get(self._descriptor, name)
+        return OSError(error.errno, error.strerror, file)
 
 
 class TextSink:
-    """A line for each connection on stdout; what else is said goes to stderr. OSError without stdout."""
+    """A line for each connection on stdout; what else is said goes to stderr. OSError without stdout.
+
+    Connections do not wait for stderr: what it does not take is dropped.
+    """
 
     fileno: int | None = STDOUT
 
@@ -191,13 +212,16 @@ class TextSink:
         return True
 
     def is_ready(self) -> bool:
-        return self._out.is_ready() and self._err.is_ready()
+        return self._out.is_ready()
 
     def write(self, event: Event) -> bool:
         moment, fields = event
         if fields["MESSAGE_ID"] == CONNECTION_OPENED:
             return self._out.write(f"{format_local(moment)}: {fields['MESSAGE']}")
-        return self._err.write(f"tcpwatchd: {fields['MESSAGE']}")
+        with contextlib.suppress(OSError):  # nobody reads it
+            if self._err.is_ready():
+                self._err.write(f"tcpwatchd: {fields['MESSAGE']}")
+        return True
 
 
 class JsonSink:

@@ -56,11 +56,15 @@ class Notifier:
 
 
 class Manager:
-    """systemd's end of the notification socket. Raises ImportError without sdnotify, OSError where the socket
-    that systemd named is not there."""
+    """systemd's end of the notification socket at this path, which is what the environment says. Raises
+    ImportError without sdnotify, and OSError with the path.
+    """
 
-    def __init__(self) -> None:
-        self._connect()
+    def __init__(self, path: str) -> None:
+        try:
+            self._connect()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{path} (NOTIFY_SOCKET)") from error
 
     def _connect(self) -> None:
         from sdnotify import SystemdNotifier
@@ -90,8 +94,9 @@ class Manager:
 
 def open_notifier(environment: Mapping[str, str]) -> Notifier:
     """Raises ImportError without sdnotify, OSError where the socket that systemd named is not there."""
-    if not environment.get("NOTIFY_SOCKET"):
+    path = environment.get("NOTIFY_SOCKET")
+    if not path:
         return Notifier(None)
     expected = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     watchdog = int(environment.get("WATCHDOG_USEC") or "0") / MICROSECONDS
-    return Notifier(Manager().send, watchdog if expected and watchdog else None)
+    return Notifier(Manager(path).send, watchdog if expected and watchdog else None)
