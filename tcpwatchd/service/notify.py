@@ -98,5 +98,6 @@ def open_notifier(environment: Mapping[str, str]) -> Notifier:
     if not path:
         return Notifier(None)
     expected = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    watchdog = int(environment.get("WATCHDOG_USEC") or "0") / MICROSECONDS
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    watchdog = int(microseconds) / MICROSECONDS if microseconds.isdecimal() else 0
     return Notifier(Manager(path).send, watchdog if expected and watchdog else None)

@@ -41,9 +41,7 @@ exec chroot "$0" setpriv --reuid 65534 --regid 65534 --clear-groups \
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With `kept`, and `proc` to be /proc, with empty tables; any user gets there."""
-    for parent in list(tmp_path.parents)[:3]:
-        parent.chmod(0o755)
+    """With `kept`, which any user may write to, and `proc` to be /proc, with empty tables."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept").chmod(0o777)
     (tmp_path / "proc/self/net").mkdir(parents=True)

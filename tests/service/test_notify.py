@@ -151,9 +151,11 @@ def test_a_manager_that_is_gone_ends_nothing_and_is_found_again(proc: Path, tmp_
         assert "READY=1" not in read_until(second, "STOPPING=1")
 
 
-@pytest.mark.parametrize("variable", ["NOTIFY_SOCKET", "WATCHDOG_USEC"])
-def test_a_variable_without_a_value_is_none(manager: socket.socket, variable: str) -> None:
-    environment = {"NOTIFY_SOCKET": manager.getsockname(), "PATH": "/usr/bin:/bin", variable: ""}
+@pytest.mark.parametrize(
+    ("variable", "value"), [("NOTIFY_SOCKET", ""), ("WATCHDOG_USEC", ""), ("WATCHDOG_USEC", "x")]
+)
+def test_a_variable_without_a_value_is_none(manager: socket.socket, variable: str, value: str) -> None:
+    environment = {"NOTIFY_SOCKET": manager.getsockname(), "PATH": "/usr/bin:/bin", variable: value}
     assert run_program("--once", env=environment).returncode == 0
 
 
