@@ -39,9 +39,9 @@ def main() -> int:
     """Returns 0 when stopped as asked, 1 after a fault; wrong usage raises SystemExit with status 2."""
     settings = parse_arguments(sys.argv[1:])
     gc.set_threshold(COLLECT_AFTER)
-    open_stderr()
     sink = None
     try:
+        open_stderr()
         if settings.trace_setup:
             open_to_all(set_up(settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer))
             return 0

@@ -23,8 +23,8 @@ def describe_import(error: ImportError) -> str:
     module = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError):
         return f"the Python module {module} cannot be loaded: {error}"
-    text = f"the Python module {module} is missing"
-    if module in PACKAGES:
-        package, on_pypi = PACKAGES[module]
-        text += f": install {package} (Debian, Fedora) or {on_pypi} (PyPI)"
-    return text
+    text = f"the Python module {module} is missing: install "
+    if module not in PACKAGES:
+        return f"{text}python3 as a whole (on Debian python3-minimal is not enough)"
+    package, on_pypi = PACKAGES[module]
+    return f"{text}{package} (Debian, Fedora) or {on_pypi} (PyPI)"
