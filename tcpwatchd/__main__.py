@@ -41,6 +41,7 @@ def main() -> int:
     gc.set_threshold(COLLECT_AFTER)
     sink = None
     try:
+        open_stderr()
         if settings.trace_setup:
             open_to_all(set_up(settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer))
             return 0
@@ -62,7 +63,7 @@ def main() -> int:
 def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack) -> bool:
     """Whether it was SIGHUP that ended it."""
     notifier = open_notifier(os.environ)
-    store = Store(None if settings.once else os.environ.get("RUNTIME_DIRECTORY"))
+    store = Store(None if settings.once else find_runtime_directory(os.environ))
     trace, no_trace_reason = None, None
     if settings.trace != "no" and not settings.once:
         try:
@@ -73,9 +74,11 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
             no_trace_reason = str(error)
     pipeline = Pipeline(sink, store, trace, notifier.feed_watchdog)
     watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason)
-    watch.run_once() if settings.once else watch.run()
-    if watch.lost_at_end:
-        print_error(f"{watch.lost_at_end} connections were found and not written")
+    try:
+        watch.run_once() if settings.once else watch.run()
+    finally:
+        if watch.lost_at_end:
+            print_error(f"{watch.lost_at_end} connections were found and not written")
     return watch.hung_up
 
 
@@ -92,9 +95,33 @@ def open_trace(settings: Settings, stack: contextlib.ExitStack) -> Trace:
         remove_stale()
         path = set_up(settings.trace_instance or f"{OWN_INSTANCE}{os.getpid()}", settings.trace_buffer)
         trace = Trace(path)
-        stack.callback(remove, path)
+        stack.callback(remove_if_free, path)
     stack.callback(trace.close)
     return trace
+
+
+def remove_if_free(path: str) -> None:
+    """Somebody may look into the instance: no fault, and the next start removes it."""
+    try:
+        remove(path)
+    except OSError as error:
+        print_error(f"{describe(error)}; the instance stays")
+
+
+def find_runtime_directory(environment: Mapping[str, str]) -> str | None:
+    """The first, if there are several (RUNTIME_DIRECTORY, systemd.exec(5))."""
+    return environment.get("RUNTIME_DIRECTORY", "").partition(":")[0] or None
+
+
+def open_stderr() -> None:
+    """Were it closed, the next file to be opened would get its number, and our messages."""
+    try:
+        os.fstat(STDERR)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, STDERR)
+        if null != STDERR:
+            os.close(null)
 
 
 def report_fault(error: Exception, sink: Sink | None) -> None:
@@ -117,12 +144,15 @@ def choose_output(output: str, environment: Mapping[str, str]) -> str:
     if output != "auto":
         return output
     stream = environment.get("JOURNAL_STREAM", "")
-    return "journal" if stream in map(identify, (STDOUT, STDERR)) else "text"
+    return "journal" if stream and stream in map(identify, (STDOUT, STDERR)) else "text"
 
 
 def identify(descriptor: int) -> str:
-    """Device and inode, as in JOURNAL_STREAM."""
-    status = os.fstat(descriptor)
+    """Device and inode, as in JOURNAL_STREAM; nothing of what is closed."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return ""
     return f"{status.st_dev}:{status.st_ino}"
 
 

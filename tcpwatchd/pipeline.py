@@ -11,7 +11,7 @@ from tcpwatchd.kernel.counters import read_counters
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.output import event
-from tcpwatchd.output.outbox import Outbox
+from tcpwatchd.output.outbox import RETRY, Outbox
 from tcpwatchd.state.recovery import Recovery, Stages
 from tcpwatchd.tracking.audit import Audit
 from tcpwatchd.tracking.tracker import Tracker
@@ -150,12 +150,19 @@ class Pipeline:
         self._send_all(until)
         self.report(describe_end(self.totals))
         self._send_all(until)
+        return self.keep()
+
+    def keep(self) -> int:
+        """Keep what waits for the next process; how many connections could not be kept."""
         self._recovery.changed = True
         return 0 if self._recovery.save() else self.outbox.count_waiting()
 
     def _send_all(self, until: float) -> None:
+        """A sink that is stuck is left alone for a moment: asking it at once again would spin."""
         while self.outbox.waiting and time.monotonic() < until:
             self.send()
+            if self.outbox.stuck:
+                time.sleep(max(0.0, min(RETRY, until - time.monotonic())))
 
     def report(self, new: Event) -> None:
         self.outbox.add([new])

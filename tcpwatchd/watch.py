@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import signal
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from tcpwatchd import __version__
 from tcpwatchd.clock import now
-from tcpwatchd.failure import describe
+from tcpwatchd.failure import Failure, describe
 from tcpwatchd.output import event
+from tcpwatchd.output.outbox import RETRY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.sinks import Sink
     from tcpwatchd.pipeline import Pipeline
@@ -26,12 +30,14 @@ DRAIN_CREDIT = 0.2
 """Seconds of drains that may be made at once after a pause: while connections are few, none waits."""
 EARLY_POLL_PAUSE = 1.0
 """Seconds between two polls that come before their time."""
-RETRY = 0.05
-"""Seconds until a sink that was stuck is tried again."""
 STATUS_PAUSE = 1.0
 """Seconds between two notes of what was reported, unless a poll brings one."""
 LAST_WORDS = 1.0
 """Seconds at the end for what waits to be written."""
+ONCE_PATIENCE = 10.0
+"""Seconds in which the journal may take nothing before reporting once is given up."""
+PAGER_PATIENCE = 300.0
+"""The same for whoever reads standard output: perhaps somebody who reads page by page."""
 READER_GONE = select.POLLERR | select.POLLHUP
 NANOSECONDS = 1_000_000_000
 
@@ -93,18 +99,42 @@ class Watch:
             elif self._wait_until(self._find_deadline()):
                 self._drain()
         self._notifier.stopping()
-        self.lost_at_end = self._pipeline.finish(self._describe_end, time.monotonic() + LAST_WORDS)
+        with self._counting_lost():
+            self.lost_at_end = self._pipeline.finish(self._describe_end, time.monotonic() + LAST_WORDS)
 
     def run_once(self) -> None:
-        """Report what is open now. Raises what reading or the sink raises."""
+        """Report what is open now. Raises what reading or the sink raises, and Failure if that is stuck."""
         self._pipeline.poll()
-        while self._outbox.waiting and not self._is_asked_to_stop():
-            self._pipeline.send()
+        with self._counting_lost():
+            patience = ONCE_PATIENCE if self._reader is None else PAGER_PATIENCE
+            give_up_at = time.monotonic() + patience
+            while self._outbox.waiting and not self._is_asked_to_stop():
+                written = self._outbox.total
+                self._pipeline.send()
+                if self._outbox.total != written:
+                    give_up_at = time.monotonic() + patience
+                elif time.monotonic() >= give_up_at:
+                    raise Failure(f"nothing was taken for {patience:g} s")
+                if self._outbox.stuck:
+                    self._wait_until(time.monotonic() + RETRY)
+        self.lost_at_end = self._outbox.count_waiting()
+
+    @contextlib.contextmanager
+    def _counting_lost(self) -> Iterator[None]:
+        """When it is no use to write, what was found is kept, or counted; a reader that left saw enough."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except (OSError, Failure):
+            self.lost_at_end = self._pipeline.keep()
+            raise
 
     def _send(self) -> None:
         """Write a batch; the status follows when all is written."""
         if self._outbox.waiting:
-            self._pipeline.send()
+            with self._counting_lost():
+                self._pipeline.send()
             if not self._outbox.waiting and time.monotonic() >= self._status_at:
                 self._notify_status()
 

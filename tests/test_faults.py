@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,6 @@ from tests.test_watch import FAST, read_event, read_started, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.root, pytest.mark.alone]
 MANY = 5000
@@ -193,32 +193,81 @@ def test_a_spoilt_baseline_makes_a_first_start(
     assert unusable["MESSAGE_ID"] == event.BASELINE_UNUSABLE
     assert complaint in unusable["MESSAGE"]
     assert "\n" not in unusable["MESSAGE"]
-    read_started(daemon)
+    also = [fields["MESSAGE_ID"] for fields in read_until(daemon, event.WATCH_STARTED)[:-1]]
+    assert also == ([event.KEEPING_FAILED] if text is None else []), "a directory cannot be replaced"
     assert read_event(daemon)["TCPWATCHD_DETECTED_BY"] == "startup"
     assert daemon.end(signal.SIGTERM)[0] == 0
 
 
-def test_a_full_runtime_directory_ends_nothing(proc: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def narrow(tmp_path: Path) -> Iterator[Path]:
+    """A runtime directory of 64 KiB."""
     runtime = tmp_path / "run"
     runtime.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", runtime)
-    try:
-        daemon = start_with(runtime, proc)
-        read_started(daemon)
+    yield runtime
+    run("umount", runtime)
+
+
+def test_a_full_runtime_directory_ends_nothing(proc: Path, narrow: Path) -> None:
+    daemon = start_with(narrow, proc)
+    read_started(daemon)
+    show(proc, *range(1, MANY + 1))
+    found = [read_event(daemon) for _ in range(MANY + 1)]
+    assert [f["MESSAGE_ID"] for f in found].count(event.KEEPING_FAILED) == 1
+    show(proc, *range(1, 10))
+    assert read_event(daemon)["MESSAGE_ID"] == event.KEEPING_RECOVERED
+    wait_until(lambda: b":0009 " in (narrow / "baseline").read_bytes(), 5, "saved again")
+    daemon.process.kill()
+    daemon.process.communicate()
+    daemon = start_with(narrow, proc)
+    read_started(daemon)
+    show(proc, *range(1, 11))
+    assert read_event(daemon)["SOURCE_PORT"] == "10"
+    daemon.end(signal.SIGTERM)
+
+
+def test_what_cannot_be_kept_is_told_once_and_so_is_that_it_is_kept_again(proc: Path, narrow: Path) -> None:
+    """Nothing stays open and nothing stays behind, at whatever number of polls."""
+    daemon = start_with(narrow, proc)
+    read_started(daemon)
+    opened = Path(f"/proc/{daemon.process.pid}/fd")
+    before = len(list(opened.iterdir()))
+    for _ in range(2):
         show(proc, *range(1, MANY + 1))
         found = [read_event(daemon) for _ in range(MANY + 1)]
-        assert [f["MESSAGE_ID"] for f in found].count(event.BASELINE_UNUSABLE) == 1
-        show(proc, *range(1, 10))
-        wait_until(lambda: b":0009 " in (runtime / "baseline").read_bytes(), 5, "saved again")
-        daemon.process.kill()
-        daemon.process.communicate()
-        daemon = start_with(runtime, proc)
-        read_started(daemon)
-        show(proc, *range(1, 11))
-        assert read_event(daemon)["SOURCE_PORT"] == "10"
-        daemon.end(signal.SIGTERM)
-    finally:
-        run("umount", runtime)
+        (told,) = (f for f in found if f["MESSAGE_ID"] != event.CONNECTION_OPENED)
+        assert told["MESSAGE_ID"] == event.KEEPING_FAILED
+        assert told["ERROR_MESSAGE"] == f"{narrow}/baseline.new: No space left on device"
+        assert "cannot be used" not in told["MESSAGE"]
+        time.sleep(1)
+        assert len(list(opened.iterdir())) <= before
+        show(proc)
+        assert read_event(daemon)["MESSAGE_ID"] == event.KEEPING_RECOVERED
+    assert len(list(narrow.iterdir())) == 2
+    assert len(daemon.end(signal.SIGTERM)[1].splitlines()) == 1
+
+
+def test_what_cannot_be_cleaned_up_loses_nothing(proc: Path, tmp_path: Path) -> None:
+    """The marks of what was written count from the last baseline, not from the one before."""
+    (tmp_path / "run" / "log.of another").mkdir(parents=True)
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path / "run")}
+    show(proc, 1, 2, 3)
+    daemon = Daemon("--interval", "2", *FAST[2:], prefix=with_proc(proc), env=environment)
+    read_until(daemon, event.WATCH_STARTED)
+    found = [read_event(daemon) for _ in range(3)]
+    show(proc, *range(1, MANY + 1))
+    found.append(read_event(daemon))
+    time.sleep(0.5)
+    daemon.process.kill()
+    assert daemon.process.stdout
+    rest = daemon._rest + daemon.process.stdout.read()
+    found += map(json.loads, rest.splitlines())
+    daemon = start_with(tmp_path / "run", proc)
+    found += read_until(daemon, event.WATCH_STARTED)
+    daemon.end(signal.SIGTERM)
+    ports = [int(f["SOURCE_PORT"]) for f in found if f["MESSAGE_ID"] == event.CONNECTION_OPENED]
+    assert sorted(ports) == list(range(1, MANY + 1))
 
 
 @pytest.mark.parametrize("missing", ["netstat", "snmp"])

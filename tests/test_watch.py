@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,8 @@ import pytest
 
 from tcpwatchd.output import event
 from tcpwatchd.watch import next_deadline
-from tests.daemon import Daemon, run_program, with_proc
+from tests.conftest import TRACING
+from tests.daemon import PROJECT, Daemon, run_program, with_proc
 from tests.holder import Traffic
 from tests.namespace import Namespace, run, wait_until
 from tests.table import endpoint4, replace, row, write_counters, write_tables
@@ -186,8 +189,113 @@ def test_an_unwritable_output_is_a_fault(proc: Path, output: str) -> None:
         result = run_program("--output", output, prefix=with_proc(proc), capture_output=False, stdout=full,
                              stderr=subprocess.PIPE)  # fmt: skip
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == "tcpwatchd: No space left on device"
+    assert result.stderr.splitlines()[-2:] == [
+        "tcpwatchd: 1 connections were found and not written",
+        "tcpwatchd: standard output: No space left on device",
+    ]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("more", [("--once",), ()])
+def test_a_full_disk_names_the_file_and_what_was_not_written(
+    namespace: Namespace, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """4 KiB of disk for 200 connections."""
+    holder = Traffic(namespace.pid, "many", "200")
+    holder.truth()
+    run("mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", tmp_path)
+    try:
+        with (tmp_path / "out").open("wb") as out:
+            result = run_program("--trace", "no", *more, prefix=namespace.prefix, capture_output=False,
+                                 stdout=out, stderr=subprocess.PIPE)  # fmt: skip
+        written = (tmp_path / "out").read_bytes().count(b"\n")
+    finally:
+        run("umount", tmp_path)
+    assert result.returncode == 1
+    assert 0 < written < 200
+    assert result.stderr.splitlines()[-2:] == [
+        f"tcpwatchd: {200 - written} connections were found and not written",
+        f"tcpwatchd: {tmp_path}/out: No space left on device",
+    ]
+    holder.end()
+
+
+def test_what_a_full_disk_did_not_take_is_kept(proc: Path, tmp_path: Path) -> None:
+    """Of several runtime directories the first is ours."""
+    (tmp_path / "run").mkdir()
+    environment = {**os.environ, "RUNTIME_DIRECTORY": f"{tmp_path}/run:{tmp_path}/other"}
+    show(proc, 5001)
+    with open("/dev/full", "w") as full:
+        result = run_program(*FAST, prefix=with_proc(proc), env=environment, capture_output=False,
+                             stdout=full, stderr=subprocess.PIPE)  # fmt: skip
+    assert result.stderr == "tcpwatchd: standard output: No space left on device\n"
+    assert (tmp_path / "run" / "baseline").exists()
+    daemon = Daemon(*FAST, prefix=with_proc(proc), env=environment)
+    read_started(daemon)
+    assert read_event(daemon)["SOURCE_PORT"] == "5001"
+    daemon.end(signal.SIGTERM)
+
+
+def test_an_empty_name_is_no_runtime_directory(proc: Path, tmp_path: Path) -> None:
+    daemon = Daemon(*FAST, prefix=with_proc(proc), env={**os.environ, "RUNTIME_DIRECTORY": "",
+                    "PYTHONPATH": str(PROJECT)}, cwd=tmp_path)  # fmt: skip
+    read_started(daemon)
+    daemon.end(signal.SIGTERM)
+    assert not (tmp_path / "baseline").exists()
+
+
+@pytest.mark.parametrize("standard_error", ["2>&-", "2>/dev/full", "2>$gone", "2>$stuck"])
+def test_an_unusable_stderr_does_not_stop_stdout(proc: Path, tmp_path: Path, standard_error: str) -> None:
+    """Closed, full, a pipe whose reader left, and one whose reader reads nothing."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    shell = f'gone={pipe}; stuck={pipe}; exec "$@" {standard_error}'
+    if "stuck" in standard_error:
+        with open(pipe, "wb", buffering=0) as writer:
+            os.set_blocking(writer.fileno(), False)
+            while writer.write(b"full" * 1024):
+                pass
+    daemon = Daemon("--interval", "0.1", "--trace", "no", prefix=[*with_proc(proc), "sh", "-c", shell, "sh"])
+    if "gone" in standard_error:
+        time.sleep(0.01)
+        os.close(reader)
+    for port in range(5001, 5005):
+        show(proc, port)
+        assert daemon.read_line()[19:] == f": New connection: 10.0.0.5:{port} -> 192.0.2.1:443"
+    hide = proc / "hidden"
+    (proc / "self" / "net" / "tcp").rename(hide)
+    time.sleep(0.3)
+    hide.rename(proc / "self" / "net" / "tcp")
+    show(proc, 5009)
+    assert daemon.read_line().endswith("5009 -> 192.0.2.1:443")
+    assert daemon.end(signal.SIGTERM)[0] == 0
+
+
+def test_signals_that_were_ignored_stay_ignored(proc: Path) -> None:
+    """As with nohup, and in the background of a script."""
+    ignoring = ["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"]
+    daemon = Daemon(*FAST, prefix=[*ignoring, *with_proc(proc)])
+    read_started(daemon)
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    show(proc, 5001)
+    assert read_event(daemon)["SOURCE_PORT"] == "5001"
+    assert daemon.end(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.skipif(not TRACING.is_dir(), reason="needs a kernel with tracefs")
+def test_an_instance_that_somebody_looks_into_is_no_fault(namespace: Namespace) -> None:
+    instance = TRACING / "instances" / "tcpwatchd-looked-into"
+    daemon = Daemon("--trace", "require", "--trace-instance", instance.name, *FAST[:4],
+                    prefix=namespace.prefix)  # fmt: skip
+    read_started(daemon)
+    with (instance / "trace_pipe").open("rb"):
+        status, _, errors = daemon.end(signal.SIGTERM)
+    instance.rmdir()
+    assert status == 0
+    assert errors == f"tcpwatchd: {instance}: Device or resource busy; the instance stays\n"
 
 
 @pytest.mark.parametrize("output", ["text", "json"])
@@ -195,7 +303,7 @@ def test_a_closed_stdout_is_a_fault(proc: Path, output: str) -> None:
     closed = [*with_proc(proc), "sh", "-c", 'exec "$@" >&-', "sh"]
     result = run_program("--output", output, prefix=closed)
     assert result.returncode == 1
-    assert result.stderr == "tcpwatchd: Bad file descriptor\n"
+    assert result.stderr == "tcpwatchd: standard output: Bad file descriptor\n"
 
 
 def test_no_journal_is_a_fault() -> None:
@@ -204,6 +312,26 @@ def test_no_journal_is_a_fault() -> None:
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "environment", "arguments"),
+    [
+        ("python3-systemd", {}, ("--output", "journal")),
+        ("python3-sdnotify", {"NOTIFY_SOCKET": "/run/systemd/notify"}, ()),
+    ],
+)
+def test_a_missing_module_names_its_package(
+    package: str, environment: dict[str, str], arguments: tuple[str, ...]
+) -> None:
+    """Without site-packages there is neither."""
+    command = [sys.executable, "-S", "-m", "tcpwatchd", "--once", *arguments]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=PROJECT, env=environment
+    )
+    assert result.returncode == 1
+    assert f"install {package} " in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_no_permission_is_a_fault(proc: Path) -> None:

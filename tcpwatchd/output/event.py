@@ -29,6 +29,8 @@ WATCH_FAILED = "89012c0c8a5d4f13b7fa472be8904d44"
 TRACE_USED = "c6b1acaa360f4e4ba605a1004cc17cda"
 TRACE_UNAVAILABLE = "ca3cf4249c674d2e80d6963943e7a99d"
 BASELINE_UNUSABLE = "f6b3130240b040f4936564f49f36862e"
+KEEPING_FAILED = "41e7ebd032d34ec3ae2087f330ce17d9"
+KEEPING_RECOVERED = "40ee1956c6094f458d88ad444b807bad"
 TRACE_GAP = "a6a0151d221745bfafe31da4f21d546d"
 RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
 TRACE_FAILED = "1fe90731c0b14de9810cd0dd1ebbc1c4"
@@ -105,6 +107,15 @@ def trace_unavailable(reason: str, now: int) -> Event:
 def baseline_unusable(reason: str, now: int) -> Event:
     message = f"What was kept over the restart cannot be used, as at a first start: {reason}"
     return _own(now, BASELINE_UNUSABLE, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def keeping_failed(reason: str, now: int) -> Event:
+    message = f"What is known could not be kept over a restart, will try again: {reason}"
+    return _own(now, KEEPING_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def keeping_recovered(path: str, now: int) -> Event:
+    return _own(now, KEEPING_RECOVERED, NOTICE, f"What is known is kept over a restart again: {path}")
 
 
 def trace_gap(since: int, now: int) -> Event:

@@ -21,6 +21,8 @@ BATCH = 500
 """Events that are written between two looks at anything else."""
 MOST_WAITING = 100_000
 """What may wait before nothing more is taken out of the kernel."""
+RETRY = 0.05
+"""Seconds until a sink that was stuck is tried again."""
 MICROSECOND = 1000
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from tcpwatchd.failure import Failure
 from tcpwatchd.output.event import CONNECTION_OPENED, Event, format_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 STDOUT, STDERR = 1, 2
+NAMES = {STDOUT: "standard output", STDERR: "standard error"}
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 PATIENCE = 20
 """Milliseconds for a reader that is slow but not stuck."""
@@ -42,11 +45,13 @@ class Sink(Protocol):
 class JournalSink:
     """The systemd journal, each event one entry with its fields.
 
-    sendv(3) blocks while journald's queue is full. A second socket, connected to the same queue, is writable
-    just when it is not; another process can still take the last place between the two.
+    sendv(3) blocks while journald's queue or libsystemd's send buffer is full. So libsystemd's socket is made
+    non-blocking as soon as the first entry has opened it: "full" is an error then. A second socket, connected
+    to the same queue, shows when that has room again; libsystemd's own, which is not connected, shows its
+    buffer only.
 
-    Raises ImportError without python-systemd, and FileNotFoundError where no journal runs: libsystemd would
-    drop the entries and say nothing.
+    Raises ImportError without python-systemd, and Failure where no journal runs: libsystemd would drop the
+    entries and say nothing.
     """
 
     fileno: int | None = None
@@ -55,11 +60,17 @@ class JournalSink:
         # systemd.journal passes it on, and brings logging and more: 3.6 MB.
         from systemd._journal import sendv
 
-        os.stat(JOURNAL_SOCKET)
+        if not os.path.exists(JOURNAL_SOCKET):
+            raise Failure(f"no journal here: {JOURNAL_SOCKET} does not exist; is systemd-journald running?")
         self._sendv = sendv
         self._gate = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._poll = select.poll()
-        self._poll.register(self._gate, select.POLLOUT)
+        self._polls = [watch_for_room(self._gate)]
+        self._opened = False
+        """Whether libsystemd has opened its socket."""
+        self._sender: socket.socket | None = None
+        """That socket, where it was found."""
+        self._full = False
+        """Whether the last entry was refused."""
 
     def reach(self) -> bool:
         """Connected anew: another socket may be there now."""
@@ -70,28 +81,86 @@ class JournalSink:
         return True
 
     def is_ready(self) -> bool:
-        if self._poll.poll(0):
-            return True
-        time.sleep(LULL)
-        return bool(self._poll.poll(PATIENCE))
+        """Not asked where "full" is an error and the last entry was taken: the next may simply be tried."""
+        if self._full:
+            return self._wait()
+        return self._sender is not None or self._has_room(0) or self._wait()
 
     def write(self, event: Event) -> bool:
+        """Tried twice: a queue that is full now and then is no queue that is stuck."""
+        entry = list(map("=".join, event.fields.items()))
+        return self._send(entry) or (self._wait() and self._send(entry))
+
+    def _send(self, entry: list[str]) -> bool:
         try:
-            self._sendv(*map("=".join, event.fields.items()))
-        except OSError:  # journald's socket went down since it was reached
+            if not self._opened:
+                self._send_first(entry)
+            else:
+                self._sendv(*entry)
+        except OSError:  # full, or journald's socket went down since it was reached
+            self._full = True
             return False
         return True
+
+    def _send_first(self, entry: list[str]) -> None:
+        """It opens libsystemd's socket, as the lowest descriptor that is free. Raises OSError."""
+        lowest = os.dup(self._gate.fileno())
+        os.close(lowest)
+        try:
+            self._sendv(*entry)
+            self._opened = True
+        finally:
+            self._sender = find_sender(lowest)
+            if self._sender:
+                self._opened = True
+                self._sender.setblocking(False)
+                self._polls.append(watch_for_room(self._sender))
+
+    def _wait(self) -> bool:
+        """Leave a full journald alone for a moment; whether there is room then."""
+        time.sleep(LULL)
+        self._full = not self._has_room(PATIENCE)
+        return not self._full
+
+    def _has_room(self, milliseconds: int) -> bool:
+        return all(poll.poll(milliseconds) for poll in self._polls)
+
+
+def watch_for_room(sender: socket.socket) -> select.poll:
+    poll = select.poll()
+    poll.register(sender, select.POLLOUT)
+    return poll
+
+
+def find_sender(descriptor: int) -> socket.socket | None:
+    """A second descriptor of libsystemd's socket, if this one is what that must be: not connected, and a Unix
+    socket for datagrams.
+    """
+    try:
+        found = socket.socket(fileno=os.dup(descriptor))
+    except OSError:  # nothing, or no socket
+        return None
+    try:
+        found.getpeername()
+    except OSError:
+        if (found.family, found.type) == (socket.AF_UNIX, socket.SOCK_DGRAM):
+            return found
+    found.close()
+    return None
 
 
 class Stream:
     """A descriptor that lines are written to past any buffer, so that a reader has them now.
 
-    A pipe that is writable takes PIPE_BUF (4096) bytes at once, and no line is longer.
+    A pipe that is writable takes PIPE_BUF (4096) bytes at once, and no line is longer. Raises OSError.
     """
 
     def __init__(self, descriptor: int) -> None:
-        os.fstat(descriptor)
         self._descriptor = descriptor
+        try:
+            os.fstat(descriptor)
+        except OSError as error:
+            raise self._name_file(error) from error
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
         self._rest = b""
@@ -114,11 +183,25 @@ class Stream:
                 self._rest = self._rest[os.write(self._descriptor, self._rest) :]
         except BlockingIOError:  # made non-blocking by whoever shares it; the rest goes first next time
             return False
+        except OSError as error:
+            raise self._name_file(error) from error
         return True
+
+    def _name_file(self, error: OSError) -> OSError:
+        """The error with the file that it is about, or which descriptor it was."""
+        try:
+            name = os.readlink(f"/proc/self/fd/{self._descriptor}")
+        except OSError:
+            name = ""
+        file = name if name.startswith("/") else NAMES.get(self._descriptor, name)
+        return OSError(error.errno, error.strerror, file)
 
 
 class TextSink:
-    """A line for each connection on stdout; what else is said goes to stderr. OSError without stdout."""
+    """A line for each connection on stdout; what else is said goes to stderr. OSError without stdout.
+
+    Connections do not wait for stderr: what it does not take is dropped.
+    """
 
     fileno: int | None = STDOUT
 
@@ -129,13 +212,16 @@ class TextSink:
         return True
 
     def is_ready(self) -> bool:
-        return self._out.is_ready() and self._err.is_ready()
+        return self._out.is_ready()
 
     def write(self, event: Event) -> bool:
         moment, fields = event
         if fields["MESSAGE_ID"] == CONNECTION_OPENED:
             return self._out.write(f"{format_local(moment)}: {fields['MESSAGE']}")
-        return self._err.write(f"tcpwatchd: {fields['MESSAGE']}")
+        with contextlib.suppress(OSError):  # nobody reads it
+            if self._err.is_ready():
+                self._err.write(f"tcpwatchd: {fields['MESSAGE']}")
+        return True
 
 
 class JsonSink:

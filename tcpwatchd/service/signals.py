@@ -11,13 +11,18 @@ if TYPE_CHECKING:
 
 
 class Signals:
-    """Takes over signals for the life of the process; its descriptor is readable when one came."""
+    """Takes over signals for the life of the process; its descriptor is readable when one came.
+
+    One that was ignored before stays so: nohup, and a shell for what a script runs in the background, ask for
+    that.
+    """
 
     def __init__(self, numbers: Iterable[int]) -> None:
         self._reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in numbers:
-            signal.signal(number, lambda _number, _frame: None)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda _number, _frame: None)
 
     def fileno(self) -> int:
         return self._reader

@@ -60,7 +60,10 @@ class Progress(NamedTuple):
 
 
 class Recovery:
-    """The store, filled from the stages and emptied into them. A failing store is reported once."""
+    """The store, filled from the stages and emptied into them.
+
+    A store that fails is reported once, until it has all again.
+    """
 
     def __init__(self, store: Store, stages: Stages) -> None:
         self._store = store
@@ -68,7 +71,7 @@ class Recovery:
         self._instance = stages.trace.instance if stages.trace else None
         self._drained = now()
         self._written_before_save = Written(0, 0, 0)
-        self._failure_reported = False
+        self._keeping_fails = False
         self.changed = True
         """Whether there is anything that the baseline and its log do not have."""
 
@@ -80,7 +83,7 @@ class Recovery:
             if kept and kept[0].saved > time.monotonic_ns():
                 raise BaselineError("it was saved before this machine was booted")
         except (OSError, BaselineError) as error:
-            self._report_failure(error)
+            self._report_unusable(error)
             kept = None
         if kept:
             resumed = self._restore(*kept)
@@ -98,7 +101,7 @@ class Recovery:
         outbox.add(tracker.release(time.monotonic_ns()))
         lost_reported = outbox.drop(written.connections, written.lost)
         if log.damage:
-            self._report_failure(BaselineError(log.damage))
+            self._report_unusable(BaselineError(log.damage))
         trace_unbroken = trace is not None and trace.instance == baseline.instance
         if decoder and trace_unbroken:
             lost += count_slipped(decoder, last)
@@ -173,6 +176,7 @@ class Recovery:
                 self.changed = bool(known.absent or known.awaiting_row or known.reports or baseline.deferred)
             else:
                 self._store.touch()
+            self._report_recovery()
             return True
         return False
 
@@ -182,12 +186,18 @@ class Recovery:
         try:
             yield
         except OSError as error:
-            self._report_failure(error)
+            self.changed = True
+            if not self._keeping_fails:
+                self._report(event.keeping_failed(describe(error), now()))
+            self._keeping_fails = True
 
-    def _report_failure(self, error: Exception) -> None:
-        if not self._failure_reported:
-            self._failure_reported = True
-            self._report(event.baseline_unusable(describe(error), now()))
+    def _report_recovery(self) -> None:
+        if self._keeping_fails:
+            self._report(event.keeping_recovered(self._store.baseline_path, now()))
+        self._keeping_fails = False
+
+    def _report_unusable(self, error: Exception) -> None:
+        self._report(event.baseline_unusable(describe(error), now()))
 
     def _report(self, new: Event) -> None:
         self._stages.outbox.add([new])

@@ -7,6 +7,7 @@ not yet written, at whatever point a process ended.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -85,26 +86,49 @@ class Store:
         if not self.enabled:
             return
         generation = self._generation + 1
-        log = self._begin_log(generation, formats)
+        head = frame(FORMATS, b"\0".join(text.encode() for text in formats)) if formats else b""
+        log = self._write_new(f"log.{generation}", head)
         try:
-            with open(self._path("baseline.new"), "wb", buffering=0) as file:
-                write_all(file.fileno(), format_baseline(baseline._replace(generation=generation)))
+            text = format_baseline(baseline._replace(generation=generation))
+            os.close(self._write_new("baseline.new", text))
             os.replace(self._path("baseline.new"), self._path("baseline"))
         except OSError:
             os.close(log)
+            self._remove(f"log.{generation}")
+            self._remove("baseline.new")
             raise
         self.close()
-        self._log, self._size, self._generation = log, os.fstat(log).st_size, generation
-        for name in os.listdir(self._folder):
-            if name.startswith("log.") and name != f"log.{generation}":
-                os.unlink(self._path(name))
+        self._log, self._size, self._generation = log, len(head), generation
+        self._remove_old_logs()
 
-    def _begin_log(self, generation: int, formats: Formats | None) -> int:
+    def _write_new(self, name: str, text: bytes) -> int:
+        """A new file with this text, open. Raises OSError with the file's name, and leaves none then."""
+        path = self._path(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        log = os.open(self._path(f"log.{generation}"), flags, 0o600)
-        if formats:
-            write_all(log, frame(FORMATS, b"\0".join(text.encode() for text in formats)))
-        return log
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            write_all(descriptor, text, path)
+        except OSError:
+            os.close(descriptor)
+            self._remove(name)
+            raise
+        return descriptor
+
+    def _remove_old_logs(self) -> None:
+        """One that stays does no harm: the baseline says which is its own."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._folder):
+                if name.startswith("log.") and name != f"log.{self._generation}":
+                    self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """If that can be done."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(name))
+
+    @property
+    def baseline_path(self) -> str:
+        return self._path("baseline")
 
     @property
     def full(self) -> bool:
@@ -131,7 +155,7 @@ class Store:
             self.close()
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path(f"log.{self._generation}"))
         try:
-            write_all(self._log, text)
+            write_all(self._log, text, self._path(f"log.{self._generation}"))
         except OSError:
             self.close()
             raise
@@ -147,9 +171,14 @@ class Store:
         return os.path.join(self._folder, name)
 
 
-def write_all(descriptor: int, text: bytes) -> None:
-    while text:
-        text = text[os.write(descriptor, text) :]
+def write_all(descriptor: int, text: bytes, path: str) -> None:
+    """Raises OSError with the path: a failed write(2) does not know it."""
+    rest = memoryview(text)
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def frame(kind: bytes, body: bytes) -> bytes:

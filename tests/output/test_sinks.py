@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import time
 from typing import TYPE_CHECKING, Callable
 
@@ -12,12 +14,13 @@ import pytest
 from tcpwatchd.connection import Connection, Endpoint, TcpState
 from tcpwatchd.output import sinks
 from tcpwatchd.output.event import Event, connection_opened, poll_failed
-from tcpwatchd.output.sinks import JsonSink, Sink, TextSink
+from tcpwatchd.output.sinks import JsonSink, Sink, TextSink, find_sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MOMENT = 1_619_616_485_123_456
+CLOSED = 999
 END = Endpoint(b"\xc0\0\2\x38\x17\x55")
 OPENED = connection_opened(Connection(END, END, "ingress", TcpState.ESTABLISHED, "poll", 0), MOMENT)
 
@@ -107,3 +110,19 @@ def test_a_reader_that_is_gone_is_an_error(pipe: int) -> None:
     os.dup2(os.open("/dev/null", os.O_RDONLY), pipe)
     with pytest.raises(BrokenPipeError):
         sink.write(OPENED)
+
+
+def test_only_libsystemds_socket_is_made_non_blocking() -> None:
+    """Whatever else may have that number is left as it is: then each entry waits until the queue has room."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        found = find_sender(sender.fileno())
+        assert found
+        assert found.fileno() != sender.fileno()
+        found.close()
+    with contextlib.ExitStack() as stack:
+        others = [*socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX)]
+        others += [socket.socket(), socket.socket(type=socket.SOCK_DGRAM)]
+        file = stack.enter_context(open("/dev/null"))
+        numbers = [*(stack.enter_context(other).fileno() for other in others), file.fileno(), CLOSED]
+        assert [find_sender(number) for number in numbers] == [None] * len(numbers)
+        assert all(other.getblocking() for other in others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from tcpwatchd.state.store import MOST_LOG, Store
 from tests.kept import make_baseline, make_full
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FORMATS = Formats("page", "entry", "record")
@@ -141,3 +143,47 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path) -> None:
     kept = Store(str(tmp_path)).load()
     assert kept
     assert (kept[0], kept[1].written) == (make_full(), Written(6, 5, 7))
+
+
+@contextlib.contextmanager
+def limit_files(size: int) -> Iterator[None]:
+    """As on a file system where no more than this has room; Python ignores the signal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [5, 30], ids=["for no log", "for no baseline"])
+def test_a_failed_save_leaves_nothing_open_and_nothing_behind(tmp_path: Path, room: int) -> None:
+    """And it says which file it was."""
+    store = fill(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with limit_files(room), pytest.raises(OSError, match="too large") as failure:
+            store.save(make_baseline(), FORMATS)
+        assert failure.value.filename == str(tmp_path / ("log.2" if room == 5 else "baseline.new"))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert sorted(os.listdir(tmp_path)) == ["baseline", "log.1"]
+    store.save(make_baseline(), FORMATS)
+    assert sorted(os.listdir(tmp_path)) == ["baseline", "log.2"]
+
+
+def test_a_log_that_cannot_grow_says_which_it_is(tmp_path: Path) -> None:
+    store = fill(tmp_path)
+    with limit_files(1), pytest.raises(OSError, match="too large") as failure:
+        store.append_drain(DRAINS[0])
+    assert failure.value.filename == str(tmp_path / "log.1")
+
+
+def test_what_cannot_be_cleaned_up_fails_no_save(tmp_path: Path) -> None:
+    store = fill(tmp_path)
+    (tmp_path / "log.of another").mkdir()
+    store.save(make_baseline(), FORMATS)
+    store.mark_written(Written(1, 1, 0))
+    kept = Store(str(tmp_path)).load()
+    assert kept
+    assert (kept[0].generation, kept[1].written) == (2, Written(1, 1, 0))
+    assert not (tmp_path / "log.1").exists(), "the others are removed"

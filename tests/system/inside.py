@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OPENED = "55af53b17897428c8b2256cc60c8771b"
-SHORT, FEW = 1000, 500
+SHORT, FEW, MANY = 1000, 500, 3000
+WATCHDOG = 5
+"""Seconds."""
 PATIENCE = 60
 """Seconds, on an emulated machine, for a poll to find a CPU that came online and for all to be written."""
 INSTANCE = Path("/sys/kernel/tracing/instances/tcpwatchd")
@@ -25,10 +30,12 @@ def run(*command: str) -> str:
     ).stdout
 
 
-def start() -> None:
+def start(*lines: str) -> None:
+    """With these lines in the unit's section [Service]."""
     drop_in = Path("/etc/systemd/system/tcpwatchd.service.d/test.conf")
     drop_in.parent.mkdir(parents=True)
-    drop_in.write_text("[Service]\nExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 5\n")
+    command = "/usr/bin/tcpwatchd --output journal --interval 5"
+    drop_in.write_text("\n".join(["[Service]", "ExecStart=", f"ExecStart={command}", *lines, ""]))
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "tcpwatchd")
 
@@ -36,8 +43,12 @@ def start() -> None:
 def open_short(cpu: int, short: int = SHORT) -> dict[str, Any]:
     """Short connections made on one CPU: how many there were, how many are reported, and by what."""
     traffic = ["python3", "/src/tests/traffic.py", "short", str(short)]
-    server, clients = json.loads(run("taskset", "-c", str(cpu), *traffic))
-    found: list[dict[str, str]] = []
+    return find_reported(*json.loads(run("taskset", "-c", str(cpu), *traffic)))
+
+
+def find_reported(server: int, clients: list[int]) -> dict[str, Any]:
+    """What is reported of connections to this port, when all are or no more can be expected."""
+    short, found = len(clients), list[dict[str, str]]()
     deadline = time.monotonic() + PATIENCE
     while len(found) < short and time.monotonic() < deadline:
         time.sleep(2)
@@ -139,6 +150,61 @@ def lockdown() -> dict[str, Any]:
     }
 
 
+def journald_stands_still() -> dict[str, Any]:
+    """For longer than the watchdog's time under load: then it goes on, or the daemon is stopped before."""
+    start(f"WatchdogSec={WATCHDOG}")
+    results: dict[str, Any] = {"kernel": run("uname", "-r").strip()}
+    for name in ("core/wmem_max", "unix/max_dgram_qlen"):
+        results[name] = int(Path(f"/proc/sys/net/{name}").read_text())
+    main = show("MainPID")
+    ends = overload()
+    results["same process"] = show("MainPID") == main
+    results["status"] = show("StatusText")
+    signal_journald(signal.SIGCONT)
+    results["it goes on"] = find_reported(*ends)
+    ends = overload()
+    began = time.monotonic()
+    run("systemctl", "stop", "tcpwatchd")
+    results["seconds to stop"] = time.monotonic() - began
+    results["result"] = show("Result")
+    signal_journald(signal.SIGCONT)
+    run("systemctl", "start", "tcpwatchd")
+    results["it is started again"] = find_reported(*ends)
+    results["restarts"] = show("NRestarts")
+    results["a large entry"] = offer_large()
+    return results
+
+
+def overload() -> Any:
+    """Stop journald, open many connections, and let the watchdog's time pass twice; both ends' ports."""
+    signal_journald(signal.SIGSTOP)
+    began = time.monotonic()
+    ends = json.loads(run("python3", "/src/tests/traffic.py", "short", str(MANY)))
+    time.sleep(max(2.0, began + 2 * WATCHDOG - time.monotonic()))
+    return ends
+
+
+def signal_journald(number: int) -> None:
+    os.kill(int(run("systemctl", "show", "--property", "MainPID", "--value", "systemd-journald")), number)
+
+
+def offer_large() -> dict[str, Any]:
+    """To a journald that stands still, by a process without privilege."""
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    program = [*drop, "env", "PYTHONPATH=/usr/lib/tcpwatchd", "python3", "/src/tests/fill_journal.py"]
+    signal_journald(signal.SIGSTOP)
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        ready = select.select([process.stdout], [], [], PATIENCE)[0]
+        told = process.stdout.readline() if ready else ""
+        signal_journald(signal.SIGCONT)
+        process.communicate("\n", timeout=PATIENCE)
+    taken, refused, slowest = json.loads(told or "[0, [], 1e9]")
+    run("journalctl", "--sync")
+    written = run("journalctl", "-o", "json", f"_PID={process.pid}").count("\n")
+    return {"taken": taken, "refused": refused, "slowest": slowest, "written": written}
+
+
 if __name__ == "__main__":
-    result = {"late_cpu": late_cpu, "lockdown": lockdown, "packaged": packaged}[sys.argv[1]]()
-    Path("/results.json").write_text(json.dumps(result))
+    scenarios = {made.__name__: made for made in (late_cpu, lockdown, packaged, journald_stands_still)}
+    Path("/results.json").write_text(json.dumps(scenarios[sys.argv[1]]()))

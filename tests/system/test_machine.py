@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.inside import FEW, SHORT
+from tests.fill_journal import OFFERS
+from tests.system.inside import FEW, MANY, SHORT
 from tests.system.machine import run_inside
 from tests.system.packages import Workshop
 
@@ -55,3 +56,23 @@ def test_the_package_on_a_real_machine(suite: str, tmp_path: Path) -> None:
     assert results["idle share"] < 0.5
     assert results["warnings"].replace("-- No entries --", "").strip() == ""
     assert results["left"] == []
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_journald_stands_still(suite: str, tmp_path: Path) -> None:
+    """Here the send buffer is what is full first."""
+    results = run_inside(suite, "journald_stands_still", "", tmp_path)
+    print(results)
+    everything = {"opened": MANY, "reported": MANY, "same": True, "by": ["trace"]}
+    assert results["same process"]
+    assert "entries wait to be written" in results["status"]
+    assert results["it goes on"] == everything
+    assert results["seconds to stop"] < 2
+    assert results["result"] == "success"
+    assert results["it is started again"] == everything
+    assert results["restarts"] == "0"
+    large = results["a large entry"]
+    assert large["refused"] == [False] * OFFERS
+    assert large["slowest"] < 1
+    assert large["written"] == large["taken"] + 1
