@@ -98,13 +98,15 @@ def test_a_stuck_reader_does_not_keep_it_from_stopping(proc: Path, tmp_path: Pat
 
 def test_too_many_open_files(proc: Path, daemon: Daemon) -> None:
     limit(daemon, "--nofile=3:4096")
+    assert read_event(daemon)["MESSAGE_ID"] == event.COUNTERS_FAILED
     failed = read_event(daemon)
     assert failed["MESSAGE_ID"] == event.POLL_FAILED
     assert "Too many open files" in failed["ERROR_MESSAGE"]
     show(proc, 5001)
     limit(daemon, "--nofile=1024:4096")
     found = read_until(daemon, event.POLL_RECOVERED)
-    assert [fields["MESSAGE_ID"] for fields in found] == [event.CONNECTION_OPENED, event.POLL_RECOVERED]
+    told = [event.COUNTERS_RECOVERED, event.CONNECTION_OPENED, event.POLL_RECOVERED]
+    assert [fields["MESSAGE_ID"] for fields in found] == told
 
 
 def limit(daemon: Daemon, value: str) -> None:

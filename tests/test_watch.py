@@ -14,10 +14,9 @@ import pytest
 
 from tcpwatchd.output import event
 from tcpwatchd.watch import next_deadline
-from tests.conftest import TRACING
 from tests.daemon import PROJECT, Daemon, run_program, with_proc
 from tests.holder import Traffic
-from tests.namespace import Namespace, run, wait_until
+from tests.namespace import TRACING, Namespace, run, wait_until
 from tests.table import endpoint4, replace, row, write_counters, write_tables
 
 if TYPE_CHECKING:
