@@ -113,7 +113,8 @@ class Row(NamedTuple):
 class Snapshot(NamedTuple):
     """One reading of the tables, as its difference from the reading before; listening sockets included.
 
-    Rows in a half-open state are left out. Times are nanoseconds of CLOCK_MONOTONIC.
+    A row that the kernel printed twice counts once. Rows in a half-open state are left out. Times are
+    nanoseconds of CLOCK_MONOTONIC.
     """
 
     started: int
@@ -122,8 +123,6 @@ class Snapshot(NamedTuple):
     """Rows that were not there before, in reading order; a row whose state or inode changed is fresh."""
     gone: list[Row]
     """Rows that are no longer there, in no order."""
-    unchanged: list[Row]
-    """Rows that stayed as they were, at either end of a fresh row's connection or at a wanted end."""
     malformed: list[bytes]
     """New rows that could not be parsed, as far as they were kept."""
     connecting: int

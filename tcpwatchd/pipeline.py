@@ -66,11 +66,12 @@ class Pipeline:
     def poll(self) -> None:
         """Find what is new, and keep it. Raises OSError, TableError and CountersError."""
         counters = read_counters(self._root)
-        snapshot = self._tables.read_snapshot(self._tracker.awaiting_row)
+        snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
         self.drain()
+        unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
         self._tables.keep()
-        new = self._tracker.find_new(snapshot)
+        new = self._tracker.find_new(snapshot, unchanged)
         self._feed_watchdog()
         self.outbox.add(new)
         self._count_missed(counters, snapshot, new)

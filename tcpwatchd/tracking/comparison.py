@@ -86,6 +86,7 @@ class Comparison:
     def __init__(
         self,
         snapshot: Snapshot,
+        unchanged: Iterable[Row],
         awaiting_row: dict[End, int],
         absent: dict[End, Row | None],
         unpaired: Unpaired,
@@ -98,10 +99,10 @@ class Comparison:
         self._ports = {listener[-2:] for listener in listeners}
         self._rows = [row for row in snapshot.fresh if is_counted(row)]
         self._gone = [row for row in snapshot.gone if is_counted(row)]
-        self._shown = {row.end: row for row in (*snapshot.unchanged, *self._rows)}
+        self._shown = {row.end: row for row in (*unchanged, *self._rows)}
         # A row that went can be the past of one row; one that is still shown too, as the table is no instant.
         self._went: defaultdict[End, list[Row | None]] = defaultdict(list)
-        self._stays = {row.end: row for row in snapshot.unchanged}
+        self._stays = {row.end: row for row in unchanged}
         for row in self._gone:
             self._went[row.end].append(row)
         for end, last in absent.items():

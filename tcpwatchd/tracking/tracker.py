@@ -16,7 +16,7 @@ from tcpwatchd.tracking.comparison import Comparison, Unpaired, is_local
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import Direction, Endpoint, Snapshot, Transition
+    from tcpwatchd.connection import Direction, Endpoint, Row, Snapshot, Transition
 
 ESTABLISHED, SYN_SENT, SYN_RECV, CLOSE = map(
     int, (TcpState.ESTABLISHED, TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.CLOSE)
@@ -155,12 +155,18 @@ class Tracker:
         """When the first report that is held is released, nanoseconds of CLOCK_MONOTONIC."""
         return self._queue[0].connection.time + HOLD if self._queue else None
 
-    def find_new(self, snapshot: Snapshot) -> list[Connection]:
-        """The connections that this snapshot is the first to show, in reading order."""
+    def find_new(self, snapshot: Snapshot, unchanged: Iterable[Row] = ()) -> list[Connection]:
+        """The connections that this snapshot is the first to show, in reading order.
+
+        `unchanged` are rows that stayed as they were, at either end of a fresh row's connection or at an end
+        that awaits its row.
+        """
         listeners = frozenset(self._listeners)
         self._count(snapshot)
         listeners |= frozenset(self._listeners)
-        comparison = Comparison(snapshot, self._awaiting_row, self._absent, self._unpaired, listeners)
+        comparison = Comparison(
+            snapshot, unchanged, self._awaiting_row, self._absent, self._unpaired, listeners
+        )
         new = comparison.find_at_start() if self._first else comparison.find_new()
         self._first = False
         self._absent, self._awaiting_row = comparison.find_absent(), comparison.find_awaiting_row()

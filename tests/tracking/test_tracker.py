@@ -10,7 +10,7 @@ from tcpwatchd.connection import End, Endpoint, Row, TcpState
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.tracking.comparison import MOST_OWED, Unpaired, can_be
 from tcpwatchd.tracking.tracker import Tracker
-from tests.polls import Polls, take
+from tests.polls import Polls, find_new
 from tests.table import write_tables
 
 if TYPE_CHECKING:
@@ -246,10 +246,10 @@ def test_what_is_open_at_start_is_marked(tmp_path: Path) -> None:
         ],
         [],
     )
-    (found,) = tracker.find_new(take(tables))
+    (found,) = find_new(tables, tracker)
     assert (found.source.port, found.detected_by, found.state) == (0x2222, "startup", TcpState.LAST_ACK)
     assert tracker.open == 1
-    assert tracker.find_new(take(tables)) == []
+    assert find_new(tables, tracker) == []
 
 
 def test_successions_of_one_socket() -> None:
@@ -431,3 +431,60 @@ def test_a_record_at_the_very_end_of_a_poll(polls: Polls) -> None:
     assert len(polls.hear(*(f"3 {record}" for record in opened))) == 1
     assert polls.see(first, at=2) == [], "it ended at 3 ms"
     assert polls.see(second, at=4) == []
+
+
+def test_a_listener_printed_twice_goes_once(polls: Polls) -> None:
+    listener = "0.0.0.0:5000 0.0.0.0:0 LISTEN 1"
+    assert [polls.see(*rows) for rows in ([listener, listener], [listener], [], [])] == [[], [], [], []]
+    row = "10.0.0.1:5000 198.51.100.7:443 ESTABLISHED 9"
+    assert polls.see(row) == ["10.0.0.1:5000 -> 198.51.100.7:443 egress"]
+
+
+def test_a_row_printed_twice_is_one_open_connection(polls: Polls) -> None:
+    row = f"{SERVER} {CLIENT} ESTABLISHED 9"
+    counts = []
+    for rows in ([row, row], [row], [row, row], []):
+        polls.see(*rows)
+        counts.append(polls.open)
+    assert counts == [1, 1, 1, 0]
+
+
+def test_a_reuse_printed_twice(polls: Polls) -> None:
+    """The second print of a row that this poll found new says nothing of the next connection there."""
+    client, server, listener = f"{C} {S} ESTABLISHED", f"{S} {C} ESTABLISHED", f"{S} 0.0.0.0:0 LISTEN 1"
+    assert polls.see(listener, f"{client} 104", f"{server} 105") == PAIRED
+    assert polls.see(listener, f"{client} 110", f"{client} 110") == PAIRED
+    assert polls.see(listener, f"{client} 111", f"{server} 112") == PAIRED
+
+
+def test_an_end_told_in_the_polls_own_drain_has_a_row(polls: Polls) -> None:
+    """Its row looks as the one before did. The record of the connection after it is lost."""
+    end, found = "10.0.0.5:5000 192.0.2.1:443", ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
+    assert polls.see(f"{end} FIN_WAIT2 0", at=1) == found
+    assert polls.see(f"{end} FIN_WAIT2 0", at=20, told=opens(10, 7, end)) == found
+    assert polls.see(f"{end} ESTABLISHED 106", at=30) == found
+
+
+PROXIED = [INGRESS, f"{CLIENT} -> {SERVER} egress"]
+
+
+def proxy(when: int) -> list[str]:
+    """A transparent proxy accepts for the server, then opens to the server with the client's own port."""
+    return [accepts(when, 8, f"{SERVER} {CLIENT}"), *opens(when + 2, 7, f"{CLIENT} {SERVER}")]
+
+
+def test_a_socket_told_twice_before_its_row_is_one_socket(polls: Polls) -> None:
+    end = f"{SERVER} {CLIENT}"
+    assert polls.hear(accepts(1, 7, end), accepts(2, 8, end)) == [INGRESS, INGRESS]
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 8", at=10) == []
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 9", at=20) == [INGRESS]
+
+
+def test_a_handshake_that_was_reset_is_no_connection(polls: Polls) -> None:
+    """A Fast Open child that was reset looks the same."""
+    assert polls.hear(f"1 8 SYN_RECV CLOSE {SERVER} {CLIENT}") == []
+
+
+def test_what_was_established_is_not_told_when_it_ends(polls: Polls) -> None:
+    records = [accepts(1, 8, f"{SERVER} {CLIENT}"), f"2 8 ESTABLISHED FIN_WAIT1 {SERVER} {CLIENT}"]
+    assert polls.hear(*records) == [INGRESS]
