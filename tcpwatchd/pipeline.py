@@ -13,7 +13,7 @@ from tcpwatchd.output import event
 from tcpwatchd.output.outbox import Outbox
 from tcpwatchd.state.recovery import Recovery, Stages
 from tcpwatchd.tracking.audit import Audit
-from tcpwatchd.tracking.tracker import Tracker
+from tcpwatchd.tracking.tracker import FOREVER, Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
     from tcpwatchd.state.store import Store
-
-FOREVER = 2**63
 
 
 class Pipeline:

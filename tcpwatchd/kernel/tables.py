@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.connection import End, Row, Snapshot, TcpState
 from tcpwatchd.failure import Failure
-from tcpwatchd.kernel.rows import CONNECTING, PADDED_ROW, SKIPPED, Format
+from tcpwatchd.kernel.rows import CONNECTING, PADDED_ROW, SKIPPED, STATES, Format
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Set
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK = 300 * PADDED_ROW
 """Bytes that are sliced at once: a set of 300 fills its table, one of 308 needs the next size."""
+CLOSED = b"%02X" % TcpState.TIME_WAIT
 MOST_ADDRESSES = 4096
 """Local addresses that are kept: a transparent proxy has as many as its clients have servers."""
 
@@ -52,7 +53,7 @@ class Table:
         self.path = path
         self._format = rows
         self.blocks: list[set[bytes]] = []
-        self._index: set[bytes] | None = None
+        self._index: dict[bytes, bytes] | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.blocks))
@@ -118,13 +119,21 @@ class Table:
         keys = self._format.format_keys(chain(ends, [end.flipped for end in ends], wanted))
         return self.parse([t for t in texts if t[:width] in keys and t not in change.gone], [])
 
-    def holds(self, end: End) -> bool:
-        """Whether the last reading had a row of this end. The index is made when it is first needed."""
+    def holds(self, end: End) -> int:
+        """The state of this end's row in the last reading, 0 if there is none; TIME_WAIT only if that is all.
+
+        The index is made when it is first needed.
+        """
         if self._index is None:
             key, head = self._format.key, self._format.head
-            counted = (text for block in self.blocks for text in block if text[key + 1 : head] not in SKIPPED)
-            self._index = {text[:key] for text in counted}
-        return not self._index.isdisjoint(self._format.format_keys([end]))
+            texts = [text[:head] for text in chain.from_iterable(self.blocks)]
+            texts = [text for text in texts if text[-2:] not in SKIPPED]
+            closed, others = ([t for t in texts if t.endswith(CLOSED) == are] for are in (True, False))
+            self._index = {text[:key]: text[-2:] for text in chain(closed, others)}
+        for wanted in self._format.format_keys([end]):
+            if wanted in self._index:
+                return STATES.get(self._index[wanted], 0)
+        return 0
 
     def parse(self, slices: Iterable[bytes], malformed: list[bytes]) -> list[Row]:
         """Parse all but half-open rows; what cannot be parsed is appended to `malformed`."""
@@ -188,11 +197,11 @@ class Tables:
         """Rows of the last reading, of any state."""
         return sum(map(len, self._tables))
 
-    def holds(self, end: End) -> bool:
-        """Whether the snapshot that is kept has a row of this end that is not half-open."""
+    def holds(self, end: End) -> int:
+        """The state of this end's row in the snapshot that is kept, 0 if it has none; half-open is none."""
         if self._addresses is not None and end.local.address not in self._addresses:
-            return False
-        return any(table.holds(end) for table in self._tables)
+            return 0
+        return next(filter(None, [table.holds(end) for table in self._tables]), 0)
 
     def _keep_addresses(self, addresses: set[bytes]) -> None:
         if self._addresses is not None:

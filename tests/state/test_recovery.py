@@ -192,6 +192,21 @@ def test_what_it_said_is_not_said_again(tmp_path: Path) -> None:
     assert [fields["MESSAGE_ID"] for _, fields in machine.reader.events] == [event.POLL_FAILED]
 
 
+def test_what_is_held_at_a_kill_waits_for_its_other_end(tmp_path: Path) -> None:
+    """The record of the accepting end is still in the kernel when the next process goes on."""
+    machine = Machine(tmp_path)
+    end = End(pack(("10.0.0.1", 5000)), pack(("10.0.0.2", 80)))
+    start = time.monotonic_ns()
+    machine.tell(Transition(start, 7, TcpState.SYN_SENT, TcpState.ESTABLISHED, end, 1))
+    machine.pipeline.drain()
+    machine.tell(Transition(start + 10 * TICK, 8, TcpState.SYN_RECV, TcpState.ESTABLISHED, end.flipped, 1))
+    time.sleep(HELD)
+    machine.crash()
+    machine.run([])
+    found = [fields for _, fields in machine.reader.events if fields["MESSAGE_ID"] == event.CONNECTION_OPENED]
+    assert [fields["NETWORK_DIRECTION"] for fields in found] == ["internal"]
+
+
 def test_what_was_released_and_written_before_a_kill_is_not_repeated(tmp_path: Path) -> None:
     """Though the drain that released it took nothing out, and is not in the log."""
     machine = Machine(tmp_path)
