@@ -113,7 +113,8 @@ class Row(NamedTuple):
 class Snapshot(NamedTuple):
     """One reading of the tables, as its difference from the reading before; listening sockets included.
 
-    Rows in a half-open state are left out. Times are nanoseconds of CLOCK_MONOTONIC.
+    A row that the kernel printed twice counts once. Rows in a half-open state are left out. Times are
+    nanoseconds of CLOCK_MONOTONIC.
     """
 
     started: int
@@ -122,8 +123,6 @@ class Snapshot(NamedTuple):
     """Rows that were not there before, in reading order; a row whose state or inode changed is fresh."""
     gone: list[Row]
     """Rows that are no longer there, in no order."""
-    unchanged: list[Row]
-    """Rows that stayed as they were, at either end of a fresh row's connection or at a wanted end."""
     malformed: list[bytes]
     """New rows that could not be parsed, as far as they were kept."""
     connecting: int
@@ -196,19 +195,25 @@ class Known(NamedTuple):
     """Sockets with an open connection in the last snapshot."""
     listeners: dict[Endpoint, int]
     """Local ends of the last snapshot's listening rows, each with the number of rows."""
-    awaiting_row: dict[End, int]
-    """Ends of a connection that was reported and whose own row was not compared yet; when it was reported."""
+    awaiting_row: dict[End, tuple[int, int]]
+    """Ends of a connection that was reported and whose own row was not compared yet.
+
+    When it was reported, and how many sockets of this end the trace told of: none where a poll found only the
+    other end.
+    """
     absent: dict[End, Row | None]
     """Ends of the snapshot before that the last one did not show, and their last row where it is known.
 
     The kernel prints a table in pieces, and can skip a live row once.
     """
     unpaired: dict[End, tuple[int, int]]
-    """Ends opened here whose accepting end is not known of yet: how many times, and the last time."""
-    handshakes: dict[int, Endpoint]
-    """The socket's address (skaddr) of each handshake begun here, and where it goes."""
+    """Ends whose other end is not known of yet: how many times, and until when it is waited for."""
+    handshakes: dict[int, tuple[Endpoint, int]]
+    """The socket's address (skaddr) of each handshake begun here; where it goes, and since when."""
     reports: list[tuple[Connection, bool]]
     """Connections to be reported, and whether each is held for its other end."""
+    older_prints: frozenset[Row] = frozenset()
+    """Rows that the last snapshots held beside a later print of the same socket."""
 
 
 NOTHING_KNOWN = Known(

@@ -14,7 +14,7 @@ from tcpwatchd.output import event
 from tcpwatchd.output.outbox import RETRY, Outbox
 from tcpwatchd.state.recovery import Recovery, Stages
 from tcpwatchd.tracking.audit import Audit
-from tcpwatchd.tracking.tracker import Tracker
+from tcpwatchd.tracking.tracker import FOREVER, Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
     from tcpwatchd.state.store import Store
-
-FOREVER = 2**63
 
 
 class Pipeline:
@@ -72,10 +70,11 @@ class Pipeline:
         A trace or counters that cannot be read do not keep the tables from being judged.
         """
         counters = self._read_counters()
-        snapshot = self._tables.read_snapshot(self._tracker.awaiting_row)
+        snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
         self.drain()
-        new = self._tracker.find_new(snapshot, traced=not self._drain_failing)
+        unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
+        new = self._tracker.find_new(snapshot, unchanged, traced=not self._drain_failing)
         self._tables.keep()
         self._feed_watchdog()
         self.outbox.add(new)

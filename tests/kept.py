@@ -23,11 +23,12 @@ def make_full() -> Baseline:
         False,
         3,
         {HERE: 2, HERE6: 1},
-        {END: 7},
+        {END: (7, 2)},
         {END: None, END6: Row(END6, TcpState.TIME_WAIT, 0)},
         {END: (2, 9)},
-        {0xFFFF888100000000: THERE},
+        {0xFFFF888100000000: (THERE, 6)},
         [(CONNECTION, True)],
+        frozenset({Row(END, TcpState.ESTABLISHED, 0)}),
     )
     deferred = [
         Transition(8, 0xFFFF888100000000, TcpState.SYN_SENT, TcpState.ESTABLISHED, END, 1),

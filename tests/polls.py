@@ -25,11 +25,19 @@ def split(endpoint: str) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
-def take(tables: Tables, wanted: Iterable[End] = ()) -> Snapshot:
+def take(tables: Tables) -> Snapshot:
     """Read a snapshot, and make it the last one."""
-    snapshot = tables.read_snapshot(wanted)
+    snapshot = tables.read_snapshot()
     tables.keep()
     return snapshot
+
+
+def find_new(tables: Tables, tracker: Tracker) -> list[Connection]:
+    """What a poll finds without the trace."""
+    snapshot = tables.read_snapshot()
+    unchanged = tables.find_unchanged(tracker.awaiting_row)
+    tables.keep()
+    return tracker.find_new(snapshot, unchanged)
 
 
 class Polls:
@@ -46,18 +54,26 @@ class Polls:
 
         `now`, in milliseconds, is when the drain ends; by default so late that nothing is held any more.
         """
+        self._follow(records, lossy)
+        return [describe(new) for new in self._tracker.release(LATE if now is None else now * MS)]
+
+    def _follow(self, records: Iterable[str], lossy: bool) -> None:
         transitions = []
         for text in records:
             when, sock, old, new, *ends = text.split()
             end = End(*(pack(split(endpoint)) for endpoint in ends))
             transitions.append(Transition(int(when) * MS, int(sock), TcpState[old], TcpState[new], end, 1))
         self._tracker.follow(transitions, lossy, self._tables.holds)
-        return [describe(new) for new in self._tracker.release(LATE if now is None else now * MS)]
 
-    def see(self, *rows: str, at: int | None = None) -> list[str]:
+    @property
+    def open(self) -> int:
+        return self._tracker.open
+
+    def see(self, *rows: str, at: int | None = None, told: Iterable[str] = ()) -> list[str]:
         """What is reported at a poll that reads these rows: "SOURCE -> DESTINATION direction".
 
-        `at` is when it begins, in milliseconds; it takes one.
+        `at` is when it begins, in milliseconds; it takes one. `told` are records that its own drain takes
+        out; what they report comes first.
         """
         tables: dict[bool, list[str]] = {False: [], True: []}
         for text in rows:
@@ -68,10 +84,14 @@ class Polls:
             number = len(tables[ipv6])
             tables[ipv6].append(row(number, here, there, TcpState[state], int(inode)))
         write_tables(self._root, tables[False], tables[True])
-        snapshot = take(self._tables, self._tracker.awaiting_row)
+        snapshot = self._tables.read_snapshot()
+        self._follow(told, lossy=False)
+        unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
+        self._tables.keep()
         if at is not None:
             snapshot = snapshot._replace(started=at * MS, ended=(at + 1) * MS)
-        return [describe(new) for new in self._tracker.find_new(snapshot)]
+        found = [*self._tracker.release(LATE), *self._tracker.find_new(snapshot, unchanged)]
+        return [describe(new) for new in found]
 
 
 def describe(connection: Connection) -> str:

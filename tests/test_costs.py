@@ -19,7 +19,7 @@ from tcpwatchd.kernel.trace import read_formats
 from tcpwatchd.tracking.tracker import Tracker
 from tests.daemon import Daemon, with_proc
 from tests.kept import END
-from tests.polls import take
+from tests.polls import find_new
 from tests.ring import FIXTURE, FULL, pack_transition, page
 from tests.table import endpoint4, endpoint6, row, write_counters, write_tables
 
@@ -65,7 +65,7 @@ class Watched:
         self.poll()
 
     def poll(self) -> None:
-        self._tracker.find_new(take(self._tables, self._tracker.awaiting_row))
+        find_new(self._tables, self._tracker)
 
 
 def read_calls() -> int:

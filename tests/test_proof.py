@@ -346,10 +346,10 @@ def test_a_baseline_that_cannot_be_kept_is_told_once(output: IO[bytes], tmp_path
     with Namespace() as host:
         daemon = Daemon("--output", "json", "--interval", "0.1", "--trace", "require",
                         prefix=host.prefix, stdout=output, env=environment)  # fmt: skip
-        wait_until(lambda: count(output, event.BASELINE_UNUSABLE) == 1, 10, "told")
+        wait_until(lambda: count(output, event.KEEPING_FAILED) == 1, 10, "told")
         time.sleep(0.5)
         assert daemon.end(signal.SIGTERM)[0] == 0
-    assert count(output, event.BASELINE_UNUSABLE) == 1
+    assert count(output, event.KEEPING_FAILED) == 1
 
 
 def test_the_own_instance_is_removed_at_the_end(output: IO[bytes]) -> None:

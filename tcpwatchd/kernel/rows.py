@@ -1,7 +1,7 @@
 """The text of one row of /proc/net/tcp and tcp6 (net/ipv4/tcp_ipv4.c, net/ipv6/tcp_ipv6.c). No I/O.
 
-A row is kept as one slice of bytes: its addresses, its state, and the columns uid, timeout and inode.
-Everything else in a row changes all the time or says nothing of identity.
+A row is kept as one slice of bytes: its addresses, its state, and the columns uid, timeout and inode, cut off
+after the last digit. Everything else in a row changes all the time or says nothing of identity.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ WIDEST_NUMBER = 10
 """Digits of a row number (an int)."""
 QUEUES = 40
 """Width of the columns between the state and the uid, which are not kept."""
-OWNER = 30
-"""Width of what is kept after them: uid, timeout and inode at ten digits each of uid and inode."""
+OWNER = 15
+"""Width of uid and timeout, unless one of them overflows; the inode follows without padding."""
+GAPS = (5, 14)
+"""Where these columns end."""
+OWNER_COLUMNS = rb" *[0-9]+ +[0-9]+ +[0-9]+"
 STATES = {b"%02X" % state: state for state in TcpState}
 CONNECTING = b"%02X" % TcpState.SYN_SENT
 SKIPPED = frozenset(b"%02X" % state for state in HALF_OPEN)
@@ -52,37 +55,56 @@ class Format:
         """Width of the two addresses."""
         self.head = self.key + 3
         """Width of the two addresses and the state."""
+        self._cut = re.compile(
+            rb"(?s: *[0-9]+: (.{%d}).{%d})(%b).*\n" % (self.head, QUEUES, OWNER_COLUMNS)
+        ).findall
+        self._match = re.compile(rb"(?s:.{%d})%b" % (self.head, OWNER_COLUMNS)).match
         self.padded = words == 1
         self._unmap: Callable[[bytes], Endpoint] = Endpoint if self.padded else unmap
 
     def slice_rows(self, block: bytes) -> list[bytes]:
-        """One slice a row. Rows are numbered in order, so their columns shift at most once in a block."""
-        number = block.find(b":")
-        if self.padded and self._is_regular(block, number):
-            skipped = PADDED_ROW - number - 2 - self.head - QUEUES - OWNER
-            columns = f"{number + 2}x{self.head}s{QUEUES}x{OWNER}s{skipped}x"
-            return list(map(b"".join, struct.iter_unpack(columns, block)))
-        lines = block.split(b"\n")
-        if not lines[-1]:
-            lines.pop()
-        if lines[-1].find(b":") == number:
-            return self._slice_lines(lines, number)
-        return [text for line in lines for text in self._slice_lines([line], line.find(b":"))]
+        """One slice a row.
 
-    def _is_regular(self, block: bytes, number: int) -> bool:
-        """Whether all rows have the usual length, and row numbers of one width."""
+        Rows of which all columns stand at the same places are unpacked at once, which is the quickest way;
+        those of other blocks are cut one by one.
+        """
+        number = block.find(b":")
+        owner = number + 2 + self.head + QUEUES
+        end = block.find(b" ", owner + OWNER)
+        if self.padded and self._is_regular(block, number, owner, end):
+            columns = f"{number + 2}x{self.head}s{QUEUES}x{end - owner}s{PADDED_ROW - end}x"
+            return list(map(b"".join, struct.iter_unpack(columns, block)))
+        found = self._cut(block)
+        if block.endswith(b"\n") and len(found) == block.count(b"\n"):
+            return list(map(b"".join, found))
+        return [self._slice_line(line) for line in block.splitlines(keepends=True)]
+
+    def _is_regular(self, block: bytes, number: int, owner: int, end: int) -> bool:
+        """Whether all rows have the usual length, row numbers of one width, and inodes that end at `end`."""
         rows, odd = divmod(len(block), PADDED_ROW)
+        gaps, inode = (end, *[owner + gap for gap in GAPS]), range(owner + OWNER, end)
         return (
             not odd
             and 0 < number <= WIDEST_NUMBER
+            and owner + OWNER < end < PADDED_ROW
             and block[number::PADDED_ROW] == b":" * rows
             and block[PADDED_ROW - 1 :: PADDED_ROW] == b"\n" * rows
+            and {block[at::PADDED_ROW] for at in gaps} == {b" " * rows}
+            and b" " not in b"".join([block[at::PADDED_ROW] for at in inode])
         )
 
-    def _slice_lines(self, lines: list[bytes], number: int) -> list[bytes]:
-        start, end = number + 2, number + 2 + self.head
-        owner, last = end + QUEUES, end + QUEUES + OWNER
-        return [line[start:end] + line[owner:last] for line in lines]
+    def _slice_line(self, line: bytes) -> bytes:
+        """A row that makes no sense is kept as far as its columns should go."""
+        for columns in self._cut(line):
+            return b"".join(columns)
+        start = line.find(b":") + 2
+        owner = start + self.head + QUEUES
+        return (line[start : start + self.head] + line[owner : owner + OWNER]).rstrip(b"\n")
+
+    def trim(self, text: bytes) -> bytes:
+        """A slice without what follows the inode, which was kept once."""
+        found = self._match(text)
+        return found[0] if found else text
 
     def parse_row(self, text: bytes) -> Row:
         """Parse one slice. Raises ValueError."""

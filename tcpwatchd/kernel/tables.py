@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.connection import End, Row, Snapshot, TcpState
 from tcpwatchd.failure import Failure
-from tcpwatchd.kernel.rows import CONNECTING, PADDED_ROW, SKIPPED, Format
+from tcpwatchd.kernel.rows import CONNECTING, PADDED_ROW, SKIPPED, STATES, Format
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Set
+    from collections.abc import Collection, Iterable, Iterator, Set
 
     from tcpwatchd.kernel.rows import ByteOrder
 
 BLOCK = 300 * PADDED_ROW
 """Bytes that are sliced at once: a set of 300 fills its table, one of 308 needs the next size."""
+CLOSED = b"%02X" % TcpState.TIME_WAIT
 MOST_ADDRESSES = 4096
 """Local addresses that are kept: a transparent proxy has as many as its clients have servers."""
 
@@ -52,7 +53,7 @@ class Table:
         self.path = path
         self._format = rows
         self.blocks: list[set[bytes]] = []
-        self._index: set[bytes] | None = None
+        self._index: dict[bytes, bytes] | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.blocks))
@@ -76,8 +77,11 @@ class Table:
                 went |= removed
             if known:
                 blocks.append(known)
-        # Rows that only moved to another block both came and went.
-        return Change(blocks, [text for text in came if text not in went], went.difference(came))
+        # A row that only moved to another block came and went. One that the kernel printed twice, as it does
+        # when a socket is added to the bucket that it is printing, counts once.
+        moved = find_shown(came, self.blocks)
+        fresh = [text for text in dict.fromkeys(came) if text not in moved]
+        return Change(blocks, fresh, went.difference(find_shown(went, blocks)))
 
     def keep(self, change: Change) -> None:
         self.blocks = change.blocks
@@ -90,6 +94,10 @@ class Table:
             with contextlib.suppress(ValueError, struct.error):  # a malformed row has no end to be asked for
                 found.add(self._format.parse_address(text))
         return found
+
+    def trim(self, blocks: Iterable[set[bytes]]) -> list[set[bytes]]:
+        """Without what slices of an older version hold beside what is kept now."""
+        return [set(map(self._format.trim, block)) for block in blocks]
 
     def count_connecting(self, slices: Iterable[bytes]) -> int:
         """How many of these are of sockets in SYN_SENT."""
@@ -111,13 +119,21 @@ class Table:
         keys = self._format.format_keys(chain(ends, [end.flipped for end in ends], wanted))
         return self.parse([t for t in texts if t[:width] in keys and t not in change.gone], [])
 
-    def holds(self, end: End) -> bool:
-        """Whether the last reading had a row of this end. The index is made when it is first needed."""
+    def holds(self, end: End) -> int:
+        """The state of this end's row in the last reading, 0 if there is none; TIME_WAIT only if that is all.
+
+        The index is made when it is first needed.
+        """
         if self._index is None:
             key, head = self._format.key, self._format.head
-            counted = (text for block in self.blocks for text in block if text[key + 1 : head] not in SKIPPED)
-            self._index = {text[:key] for text in counted}
-        return not self._index.isdisjoint(self._format.format_keys([end]))
+            texts = [text[:head] for text in chain.from_iterable(self.blocks)]
+            texts = [text for text in texts if text[-2:] not in SKIPPED]
+            closed, others = ([t for t in texts if t.endswith(CLOSED) == are] for are in (True, False))
+            self._index = {text[:key]: text[-2:] for text in chain(closed, others)}
+        for wanted in self._format.format_keys([end]):
+            if wanted in self._index:
+                return STATES.get(self._index[wanted], 0)
+        return 0
 
     def parse(self, slices: Iterable[bytes], malformed: list[bytes]) -> list[Row]:
         """Parse all but half-open rows; what cannot be parsed is appended to `malformed`."""
@@ -152,9 +168,12 @@ class Tables:
             OptionalTable(os.path.join(root, "tcp6"), Format(4, byteorder)),
         )
         self._changes: list[Change] = []
+        self._ends: set[End] = set()
+        """Ends of which the last reading brought rows."""
         self._addresses: set[bytes] | None = set()
         """Local addresses of all rows so far, None when they are too many to be kept."""
-        self._connecting = 0
+        self._connecting = self._connecting_now = 0
+        """Sockets in SYN_SENT: in the snapshot that is kept, and in the one that was read after it."""
 
     @property
     def ipv6(self) -> bool:
@@ -170,29 +189,29 @@ class Tables:
         """Go on from the `blocks` of another process."""
         self._connecting = 0
         for table, kept in zip(self._tables, blocks):
-            table.keep(Change(kept, [], set()))
-            self._connecting += sum(table.count_connecting(block) for block in kept)
-            self._keep_addresses(table.list_addresses(chain.from_iterable(kept)))
+            table.keep(Change(table.trim(kept), [], set()))
+            self._connecting += table.count_connecting(set().union(*table.blocks))
+            self._keep_addresses(table.list_addresses(chain.from_iterable(table.blocks)))
 
     def __len__(self) -> int:
         """Rows of the last reading, of any state."""
         return sum(map(len, self._tables))
 
-    def holds(self, end: End) -> bool:
-        """Whether the snapshot that is kept has a row of this end that is not half-open."""
+    def holds(self, end: End) -> int:
+        """The state of this end's row in the snapshot that is kept, 0 if it has none; half-open is none."""
         if self._addresses is not None and end.local.address not in self._addresses:
-            return False
-        return any(table.holds(end) for table in self._tables)
+            return 0
+        return next(filter(None, [table.holds(end) for table in self._tables]), 0)
 
     def _keep_addresses(self, addresses: set[bytes]) -> None:
         if self._addresses is not None:
             together = self._addresses | addresses
             self._addresses = together if len(together) <= MOST_ADDRESSES else None
 
-    def read_snapshot(self, wanted: Iterable[End] = ()) -> Snapshot:
-        """Read both tables; `wanted` are ends whose unchanged rows are to be told as well.
+    def read_snapshot(self) -> Snapshot:
+        """Read both tables. The reading before stays the last one until `keep`.
 
-        The reading before stays the last one until `keep`. Raises OSError and TableError.
+        Raises OSError and TableError.
         """
         started = time.monotonic_ns()
         changes = [(table, table.read_change()) for table in self._tables]
@@ -200,22 +219,37 @@ class Tables:
         malformed: list[bytes] = []
         fresh = [row for table, change in changes for row in table.parse(change.fresh, malformed)]
         gone = [row for table, change in changes for row in table.parse(change.gone, [])]
-        ends, others = {row.end for row in fresh if row.state != TcpState.LISTEN}, set(wanted)
-        unchanged = [row for table, change in changes for row in table.find_unchanged(change, ends, others)]
-        connecting = self._connecting + sum(
+        self._connecting_now = self._connecting + sum(
             table.count_connecting(change.fresh) - table.count_connecting(change.gone)
             for table, change in changes
         )
         self._changes = [change for _, change in changes]
+        self._ends = {row.end for row in fresh if row.state != TcpState.LISTEN}
         for table, change in changes:
             self._keep_addresses(table.list_addresses(change.fresh))
-        return Snapshot(started, ended, fresh, gone, unchanged, malformed, connecting)
+        return Snapshot(started, ended, fresh, gone, malformed, self._connecting_now)
+
+    def find_unchanged(self, wanted: Iterable[End]) -> list[Row]:
+        """Rows that stayed as they were, at either end of a fresh row's connection or at a wanted end.
+
+        They are asked for until the snapshot is kept.
+        """
+        others = set(wanted)
+        found = zip(self._tables, self._changes)
+        return [row for table, change in found for row in table.find_unchanged(change, self._ends, others)]
 
     def keep(self) -> None:
         """Make the snapshot that was read the last one."""
         for table, change in zip(self._tables, self._changes):
             table.keep(change)
         self._changes = []
+        self._connecting = self._connecting_now
+
+
+def find_shown(texts: Collection[bytes], blocks: Iterable[set[bytes]]) -> set[bytes]:
+    """Those of some slices that stand in a block."""
+    few = set(texts)
+    return few and few.intersection(chain.from_iterable(map(few.intersection, blocks)))
 
 
 def renew(known: set[bytes], added: list[bytes], removed: set[bytes]) -> set[bytes]:

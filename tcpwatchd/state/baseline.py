@@ -88,20 +88,24 @@ def _simplify(baseline: Baseline) -> list[Any]:
             known.first,
             known.open,
             [[end.hex(), rows] for end, rows in known.listeners.items()],
-            [f"{local.hex()} {remote.hex()} {when}" for (local, remote), when in known.awaiting_row.items()],
+            [f"{_join(end)} {when} {told}" for end, (when, told) in known.awaiting_row.items()],
             [_simplify_away(end, row) for end, row in known.absent.items()],
-            [f"{end.local.hex()} {end.remote.hex()} {n} {when}" for end, (n, when) in known.unpaired.items()],
-            [[socket, remote.hex()] for socket, remote in known.handshakes.items()],
+            [f"{_join(end)} {n} {until}" for end, (n, until) in known.unpaired.items()],
+            [[socket, remote.hex(), begun] for socket, (remote, begun) in known.handshakes.items()],
             [[_simplify_item(connection), held] for connection, held in known.reports],
+            [_simplify_away(row.end, row) for row in known.older_prints],
         ],
         [_simplify_item(item) for item in baseline.waiting],
         baseline.counters,
     ]
 
 
+def _join(end: End) -> str:
+    return f"{end.local.hex()} {end.remote.hex()}"
+
+
 def _simplify_away(end: End, row: Row | None) -> str:
-    local, remote = end
-    return f"{local.hex()} {remote.hex()}" + (f" {row.state:d} {row.inode}" if row else "")
+    return _join(end) + (f" {row.state:d} {row.inode}" if row else "")
 
 
 def _simplify_item(item: Connection | Event) -> str | list[Any]:
@@ -137,16 +141,19 @@ def _restore_known(
     unpaired: Any,
     handshakes: Any,
     reports: Any,
+    older_prints: Any = (),
 ) -> Known:
+    """What an older version did not keep has the value that it meant."""
     return Known(
         bool(first),
         int(count),
         {_restore_endpoint(end): int(rows) for end, rows in listeners},
-        {_restore_end(local, remote): int(when) for local, remote, when in map(_split, awaiting_row)},
+        {_restore_end(*words[:2]): _restore_awaiting(*words[2:]) for words in map(_split, awaiting_row)},
         {_restore_end(*words[:2]): _restore_row(*words) for words in map(_split, absent)},
-        {_restore_end(*words): (int(n), int(when)) for *words, n, when in map(_split, unpaired)},
-        {int(socket): _restore_endpoint(remote) for socket, remote in handshakes},
+        {_restore_end(*words): (int(n), int(until)) for *words, n, until in map(_split, unpaired)},
+        {int(socket): (_restore_endpoint(to), int(sum(begun))) for socket, to, *begun in handshakes},
         [(_restore_connection(words), bool(held)) for words, held in reports],
+        frozenset(row for words in map(_split, older_prints) if (row := _restore_row(*words))),
     )
 
 
@@ -163,6 +170,10 @@ def _restore_endpoint(text: str) -> Endpoint:
 
 def _restore_end(local: str, remote: str) -> End:
     return End(_restore_endpoint(local), _restore_endpoint(remote))
+
+
+def _restore_awaiting(when: str, told: str = "1") -> tuple[int, int]:
+    return int(when), int(told)
 
 
 def _restore_row(local: str, remote: str, state: str = "", inode: str = "") -> Row | None:

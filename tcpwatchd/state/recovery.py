@@ -18,6 +18,7 @@ from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.output import event
 from tcpwatchd.output.outbox import split_written
 from tcpwatchd.state.baseline import Baseline, BaselineError
+from tcpwatchd.tracking.tracker import FOREVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,16 +99,21 @@ class Recovery:
         waiting, written = split_written(baseline.waiting, log.written)
         outbox.add(waiting)
         lost, last = self._replay(baseline, log)
-        outbox.add(tracker.release(time.monotonic_ns()))
-        lost_reported = outbox.drop(written.connections, written.lost)
-        if log.damage:
-            self._report_unusable(BaselineError(log.damage))
         trace_unbroken = trace is not None and trace.instance == baseline.instance
         if decoder and trace_unbroken:
             lost += count_slipped(decoder, last)
             decoder.deferred = last.deferred
+            # The kernel may still hold the records of other ends: what was held at the last drain is held on,
+            # unless it was written.
+            drained = max([drain.began for drain in log.drains], default=baseline.saved)
+            outbox.add(tracker.release(drained, at_least=written.connections))
         else:
             tracker.follow(last.deferred, False, tables.holds)
+            outbox.add(tracker.release(FOREVER))
+        lost_reported = outbox.drop(written.connections, written.lost)
+        if log.damage:
+            self._report_unusable(BaselineError(log.damage))
+        if not trace_unbroken:
             self._leave_instance(baseline.instance, max(baseline.drained, log.until if log.formats else 0))
         if lost > lost_reported or not trace_unbroken:
             tracker.forget_handshakes()

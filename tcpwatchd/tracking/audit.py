@@ -31,13 +31,15 @@ class Audit:
     def __init__(self) -> None:
         self._last: list[int] = []
         self._inbound = self._outbound = 0
+        self._connecting = 0
+        """Handshakes that were under way and counted as opened: they may fail."""
         self.opened = Missed(0, 0)
         """All that opened, reported or not."""
 
     @property
     def counters(self) -> list[int]:
         """For another audit to go on from."""
-        return [self._inbound, self._outbound, *self._last]
+        return [self._inbound, self._outbound, *self._last, self._connecting]
 
     def start_anew(self) -> None:
         """What opened since the last comparison is not known."""
@@ -45,8 +47,9 @@ class Audit:
         self.settle()
 
     def restore(self, counters: Sequence[int]) -> None:
-        if len(counters) == len(self.counters) + COUNTERS:
-            self._inbound, self._outbound, *self._last = counters
+        if len(counters) >= 2 + COUNTERS:
+            self._inbound, self._outbound, *rest = counters
+            self._last, self._connecting = rest[:COUNTERS], sum(rest[COUNTERS:])
 
     def add_found(self, found: Iterable[Connection]) -> None:
         """What was reported, and when it is counted was not missed."""
@@ -67,13 +70,16 @@ class Audit:
         What is found before it is counted is settled at the next comparison. `connecting` handshakes are
         counted as opened and may yet fail.
         """
-        changes = [now - last for now, last in zip(counters, self._last or counters)]
+        changes = [now - last for now, last in zip(counters, self._last)]
         self._last = counters
-        if min(changes) < 0:  # of another network namespace
+        if not changes or min(changes) < 0:  # the first ones, or of another network namespace
+            self._connecting = 0
             return Missed(0, 0)
         passive, active, failed, reset = changes
-        active -= max(0, failed - reset)
-        self.opened = Missed(self.opened.inbound + passive, self.opened.outbound + active)
+        # A Fast Open child that is reset counts as failed too: no more can fail than was begun here.
+        active -= min(max(0, failed - reset), active + self._connecting)
+        self._connecting = connecting
+        self.opened = Missed(self.opened.inbound + passive, max(0, self.opened.outbound + active))
         self._inbound += passive
         self._outbound += active
         self.add_found(found)

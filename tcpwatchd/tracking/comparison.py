@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, Row, TcpState, make
+from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, End, Row, TcpState, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tcpwatchd.connection import Detection, Direction, End, Endpoint, Snapshot
+    from tcpwatchd.connection import Detection, Direction, Endpoint, Snapshot
 
 UNACCEPTED = frozenset({TcpState.ESTABLISHED, TcpState.CLOSE_WAIT})
 """States in which inode 0 means that the socket waits to be accepted; in the others it is an orphan."""
@@ -28,7 +28,9 @@ SUCCESSORS = {
 }
 """The states in which a connection can be seen after each state."""
 
-MOST_OWED = 100_000
+REMEMBERED = 64_000_000_000
+"""How long an end may come after its other end, in nanoseconds: the retries of a handshake end before."""
+MOST_UNPAIRED = 100_000
 
 
 def is_local(end: End) -> bool:
@@ -46,38 +48,31 @@ def can_be(before: Row, row: Row) -> bool:
     return before.inode == row.inode or accepted_since or orphaned
 
 
-class Unpaired:
-    """Ends opened here whose accepting end is not known of yet, each with its count and the last time."""
+class Unpaired(dict[End, tuple[int, int]]):
+    """Ends whose other end is not known of yet: how many times each, and until when it is waited for."""
 
-    def __init__(self, ends: dict[End, tuple[int, int]]) -> None:
-        self._ends = ends
+    def add(self, end: End, when: int, wait: int = REMEMBERED) -> None:
+        count, _ = self.pop(end, (0, 0))
+        self[end] = count + 1, when + wait
 
-    @property
-    def ends(self) -> dict[End, tuple[int, int]]:
-        return self._ends.copy()
-
-    def add(self, end: End, when: int) -> None:
-        count, _ = self._ends.pop(end, (0, 0))
-        self._ends[end] = count + 1, when
-
-    def has(self, end: End) -> bool:
-        return end in self._ends
-
-    def settle(self, end: End) -> bool:
-        """An accepting end came: take one off. Whether there was any."""
-        count, when = self._ends.get(end, (0, 0))
+    def settle(self, end: End, when: int) -> bool:
+        """The other end came then: take one off. Whether there was any that waited so long."""
+        count, until = self.get(end, (0, 0))
         if count > 1:
-            self._ends[end] = count - 1, when
+            self[end] = count - 1, until
         elif count:
-            del self._ends[end]
-        return count > 0
+            del self[end]
+        return count > 0 and when <= until
 
-    def forget(self, before: int) -> None:
-        """Drop what is older, and the oldest beyond what is bounded. The order is that of time."""
-        for end, (_, when) in list(self._ends.items()):
-            if when >= before and len(self._ends) <= MOST_OWED:
-                break
-            del self._ends[end]
+    def is_told_since(self, end: End, when: int) -> bool:
+        """Whether the end was told of then or later."""
+        return end in self and self[end][1] >= when + REMEMBERED
+
+    def forget(self, now: int) -> None:
+        """Drop what is waited for no longer, and the oldest beyond what is bounded."""
+        waiting = [(end, kept) for end, kept in self.items() if kept[1] >= now]
+        self.clear()
+        self.update(waiting[-MOST_UNPAIRED:])
 
 
 class Comparison:
@@ -86,8 +81,10 @@ class Comparison:
     def __init__(
         self,
         snapshot: Snapshot,
-        awaiting_row: dict[End, int],
+        unchanged: Iterable[Row],
+        awaiting_row: dict[End, tuple[int, int]],
         absent: dict[End, Row | None],
+        older_prints: frozenset[Row],
         unpaired: Unpaired,
         listeners: frozenset[Endpoint],
     ) -> None:
@@ -97,17 +94,20 @@ class Comparison:
         self._listeners = listeners
         self._ports = {listener[-2:] for listener in listeners}
         self._rows = [row for row in snapshot.fresh if is_counted(row)]
-        self._gone = [row for row in snapshot.gone if is_counted(row)]
-        self._shown = {row.end: row for row in (*snapshot.unchanged, *self._rows)}
+        self._gone = [row for row in snapshot.gone if is_counted(row) and row not in older_prints]
+        self._older_prints = {*older_prints}.difference(snapshot.gone)
+        self._shown = {row.end: row for row in (*unchanged, *self._rows)}
         # A row that went can be the past of one row; one that is still shown too, as the table is no instant.
         self._went: defaultdict[End, list[Row | None]] = defaultdict(list)
-        self._stays = {row.end: row for row in snapshot.unchanged}
+        self._stays = {row.end: row for row in unchanged}
         for row in self._gone:
             self._went[row.end].append(row)
         for end, last in absent.items():
             self._went[end].append(last)
         self._known = {*self._went, *self._stays, *self._awaiting_row}
         """Ends of which anything was known, or was found since."""
+        self._rows_before = {end for end, rows in self._went.items() if None not in rows}.union(self._stays)
+        """Ends of which an earlier row is known."""
         self._found: set[End] = set()
         """Ends of connections that this poll itself found, by their other end."""
 
@@ -129,29 +129,38 @@ class Comparison:
         end = row.end
         was_known, flipped_known = end in self._known, flipped in self._known
         self._known.add(end)
-        if not (was_known or flipped_known or self._unpaired.has(flipped)):
+        if not (was_known or flipped_known or flipped in self._unpaired):
             self._stays[end] = row
             return True
-        reported = max(self._awaiting_row.get(end, 0), self._awaiting_row.get(flipped, 0))
-        if reported >= self._snapshot.started and self._may_precede(row, flipped, reported):
-            self._awaiting_row[end] = reported
+        reported = self._find_reported(end, flipped)
+        if reported >= self._snapshot.started and self._may_precede(row, reported):
+            self._awaiting_row[end] = reported, self._awaiting_row.get(end, (0, 1))[1]
             return False
-        known = self._awaiting_row.pop(end, None) is not None or self._continues(row)
+        known = self._continues(row) or self._adopt(end)
         if not known and not was_known and end != flipped:
             # The second end, not known before, of a connection that is known.
-            known = self._unpaired.settle(flipped) or flipped_known
+            known = self._unpaired.settle(flipped, self._snapshot.started) or flipped_known
         self._stays[end] = row
         if not known and end != flipped and flipped_known:
-            self._awaiting_row[flipped] = self._snapshot.ended
-            self._found.add(flipped)
+            self._expect(flipped)
         return not known
 
-    def _may_precede(self, row: Row, flipped: End, reported: int) -> bool:
+    def _find_reported(self, end: End, flipped: End) -> int:
+        """When a connection was reported that the row of this end may be older than.
+
+        The other end alone says nothing where there is an earlier row to compare with.
+        """
+        own, other = self._awaiting_row.get(end), self._awaiting_row.get(flipped)
+        if own is None and end in self._rows_before:
+            return 0
+        return max(own[0] if own else 0, other[0] if other else 0)
+
+    def _may_precede(self, row: Row, reported: int) -> bool:
         """Whether the row may be of the connection before the one reported then: it may be read earlier.
 
         It is not if this poll itself found the new one and the row is no continuation of the old one.
         """
-        found = reported == self._snapshot.ended and not self._found.isdisjoint((row.end, flipped))
+        found = reported == self._snapshot.ended and row.end in self._found
         return not found or self._continues(row)
 
     def _continues(self, row: Row) -> bool:
@@ -162,7 +171,24 @@ class Comparison:
                 went.remove(before)
                 return True
         stays = self._stays.get(row.end)
-        return stays is not None and can_be(stays, row)
+        if stays is None or not can_be(stays, row):
+            return False
+        # Both stand in this snapshot: the kernel printed one socket twice. What it was is no past of others.
+        self._older_prints.add(stays)
+        return True
+
+    def _adopt(self, end: End) -> bool:
+        """Whether a reported connection of this end has no row yet: this is its row."""
+        when, told = self._awaiting_row.pop(end, (0, -1))
+        if told > 1:
+            self._awaiting_row[end] = when, told - 1
+        return told >= 0
+
+    def _expect(self, end: End) -> None:
+        """This is the other end of a connection that this poll found, whatever row it has now."""
+        when, told = self._awaiting_row.get(end, (0, 0))
+        self._awaiting_row[end] = self._snapshot.ended, told if when >= self._snapshot.started else 0
+        self._found.add(end)
 
     def _describe(self, row: Row, flipped: End, detected_by: Detection) -> Connection:
         local, remote = row.end
@@ -192,17 +218,36 @@ class Comparison:
         return not self._listeners.isdisjoint(names)
 
     def find_absent(self) -> dict[End, Row | None]:
-        """Ends that this snapshot does not show, with their last row; a live row can be skipped once."""
+        """Ends that this snapshot does not show, with their last row; a live row can be skipped once.
+
+        An end that is only expected, as a poll found its other end, is not remembered: it will be the second
+        end of that one.
+        """
         absent: dict[End, Row | None] = {row.end: row for row in self._gone if row.end not in self._shown}
-        for end, reported in self._awaiting_row.items():
+        for end, (reported, told) in self._awaiting_row.items():
             if reported < self._snapshot.started and end not in self._shown:
-                absent[end] = None
+                absent.pop(end, None)
+                if told:
+                    absent[end] = None
         return absent
 
-    def find_awaiting_row(self) -> dict[End, int]:
+    def forget_closed(self, absent: dict[End, Row | None]) -> None:
+        """No other end will come for an end that is in TIME_WAIT, or whose row is absent a second time."""
+        closed = [row.end for row in self._rows if row.state == TcpState.TIME_WAIT]
+        closed += [end for end, last in absent.items() if last and end not in self._shown]
+        for end in closed:
+            if not self._unpaired.is_told_since(end, self._snapshot.started):
+                self._unpaired.pop(end, None)
+
+    @property
+    def older_prints(self) -> frozenset[Row]:
+        """Rows of this snapshot that are older prints of a socket that it shows again."""
+        return frozenset(self._older_prints)
+
+    def find_awaiting_row(self) -> dict[End, tuple[int, int]]:
         """Ends whose row this snapshot may have been too early to show."""
         started = self._snapshot.started
-        return {end: reported for end, reported in self._awaiting_row.items() if reported >= started}
+        return {end: reported for end, reported in self._awaiting_row.items() if reported[0] >= started}
 
 
 def is_counted(row: Row) -> bool:

@@ -11,20 +11,30 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import NOTHING_KNOWN, Connection, End, Known, TcpState, make
-from tcpwatchd.tracking.comparison import Comparison, Unpaired, is_local
+from tcpwatchd.tracking.comparison import REMEMBERED, Comparison, Unpaired, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import Direction, Endpoint, Snapshot, Transition
+    from tcpwatchd.connection import Direction, Endpoint, Row, Snapshot, Transition
 
-ESTABLISHED, SYN_SENT, SYN_RECV, CLOSE = map(
-    int, (TcpState.ESTABLISHED, TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.CLOSE)
+    Holds = Callable[[End], int]
+    """Tells the state of an end's row in the last snapshot, 0 if it has none."""
+
+ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT, CLOSE = map(
+    int, (TcpState.ESTABLISHED, TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.TIME_WAIT, TcpState.CLOSE)
 )
+ENDED_EARLY = frozenset({TcpState.FIN_WAIT1, TcpState.CLOSE_WAIT})
+"""States that a Fast Open child can enter from SYN_RECV: it had its data before its handshake was over.
+
+It can also be reset then, or close with data unread, and enters CLOSE. So does every handshake that is reset,
+and nothing in a record tells whether there was data: such a child is not told, for no connection is invented.
+"""
 HOLD = 50_000_000
 """How long a connection opened here waits for its other end before it says egress, in nanoseconds."""
-REMEMBERED = 64_000_000_000
-"""How long an accepting end may come after its opening one: the retries of a handshake end before."""
+FOREVER = 2**63
+"""Later than anything is held."""
+NO_HANDSHAKE: tuple[Endpoint | None, int] = None, 0
 MOST_AWAITING_ROW = 100_000
 """Ends reported by the trace between two snapshots before the next is overdue: memory is bounded."""
 
@@ -41,10 +51,12 @@ class Tracker:
         self._awaiting_row = known.awaiting_row.copy()
         self._absent = known.absent.copy()
         self._listeners: Counter[Endpoint] = Counter(known.listeners)
-        self._unpaired = Unpaired(known.unpaired.copy())
+        self._unpaired = Unpaired(known.unpaired)
         self._handshakes = known.handshakes.copy()
         self._queue: deque[_Report] = deque()
-        self._held: dict[End, _Report] = {}
+        self._held: dict[End, list[_Report]] = {}
+        """By the end that was opened, the newest last: in two namespaces there can be two at once."""
+        self._older_prints = known.older_prints
         self._polled_ahead: dict[End, int] = {}
         """Both ends of what polls found while the trace could not be read, and when; records may follow."""
         self.open = known.open
@@ -61,9 +73,10 @@ class Tracker:
             listeners=dict(self._listeners),
             awaiting_row=self._awaiting_row.copy(),
             absent=self._absent.copy(),
-            unpaired=self._unpaired.ends,
+            unpaired=dict(self._unpaired),
             handshakes=self._handshakes.copy(),
             reports=[(report.connection, report.held) for report in self._queue],
+            older_prints=self._older_prints,
         )
 
     @property
@@ -76,8 +89,8 @@ class Tracker:
         """Whether so much was reported since the last snapshot that the next should not wait."""
         return len(self._awaiting_row) >= MOST_AWAITING_ROW
 
-    def follow(self, transitions: Iterable[Transition], lossy: bool, is_shown: Callable[[End], bool]) -> None:
-        """Take transitions in the order of time; `is_shown` tells whether the last snapshot had an end.
+    def follow(self, transitions: Iterable[Transition], lossy: bool, holds: Holds) -> None:
+        """Take transitions in the order of time; `holds` tells what the last snapshot shows of an end.
 
         What they report is taken with `release`. When records before them were lost, what is known of
         handshakes under way is not to be trusted: the address of a socket may be another's by now.
@@ -88,14 +101,15 @@ class Tracker:
         for when, skaddr, old, new, end, _ in transitions:
             if new == SYN_SENT:
                 if not lossy:
-                    handshakes[skaddr] = end.remote
+                    handshakes[skaddr] = end.remote, when
             elif new == CLOSE:
                 handshakes.pop(skaddr, None)
-            elif new == ESTABLISHED:
-                opened = handshakes.pop(skaddr, None) == end.remote or old == SYN_SENT
+            elif new == ESTABLISHED or (old == SYN_RECV and new in ENDED_EARLY):
+                to, begun = handshakes.pop(skaddr, NO_HANDSHAKE)
                 if self._polled_ahead and self._polled_ahead.pop(end, 0) >= when:
                     continue
-                self._establish(end, when, old == SYN_RECV, opened, is_shown)
+                opened = old == SYN_SENT or to == end.remote
+                self._establish(end, when, new, begun if opened else None, old == SYN_RECV, holds)
         self._polled_ahead.clear()
 
     def forget_handshakes(self) -> None:
@@ -103,55 +117,112 @@ class Tracker:
         self._handshakes.clear()
 
     def _establish(
-        self, end: End, when: int, received: bool, opened: bool, is_shown: Callable[[End], bool]
+        self,
+        end: End,
+        when: int,
+        state: TcpState,
+        begun: int | None,
+        received: bool,
+        holds: Holds,
     ) -> None:
-        """`received`: the socket came from SYN_RECV."""
-        flipped = end.flipped
-        if received and end != flipped:
-            paired = self._unpaired.settle(flipped)
-            # The other end may be known by a poll; this one must then be new, or its row not compared yet.
-            if not paired and not opened and self._is_known(flipped, is_shown):
-                row_unknown = end in self._awaiting_row or self._absent.get(end, end) is None
-                paired = row_unknown or not self._is_known(end, is_shown)
-            if paired:
-                self._awaiting_row[end] = when
-                self._make_internal(flipped)
+        """`begun`: when the SYN of an end opened here was sent. `received`: the socket came from SYN_RECV."""
+        flipped, opened, awaiting = end.flipped, begun is not None, self._awaiting_row
+        told = awaiting[end][1] if end in awaiting else 0
+        other_known = False
+        if end != flipped:
+            if (received or flipped in self._unpaired) and self._is_second(
+                end, flipped, when, begun, received, holds
+            ):
+                awaiting[end] = when, told or 1
+                self._make_internal(flipped if received else end)
                 return
-        if end != flipped and self._is_known(flipped, is_shown):
-            self._awaiting_row[flipped] = when
-        self._awaiting_row[end] = when
-        if opened:
-            self._unpaired.add(end, when)
+            other_known = self._is_known(flipped, holds)
+            if other_known:
+                awaiting[flipped] = when, (flipped in awaiting and awaiting[flipped][1]) or 1
+        awaiting[end] = when, told + 1
         internal = is_local(end)
+        ended_early = state != ESTABLISHED
+        if opened or ended_early:
+            # What was accepted with these ports before came from elsewhere, and this is the other half of a
+            # transparent proxy; or it has closed, and its successor comes at once.
+            brief = opened and other_known and not internal
+            self._unpaired.add(end, when, HOLD if brief else REMEMBERED)
         direction: Direction = "internal" if internal else "egress" if opened else "ingress"
         source, destination = end if opened else flipped
-        fields = source, destination, direction, TcpState.ESTABLISHED, "trace", when
-        self._enqueue(make(Connection, fields), held=opened and not internal)
+        fields = source, destination, direction, state, "trace", when
+        self._enqueue(make(Connection, fields), (opened or ended_early) and not internal)
 
-    def _is_known(self, end: End, is_shown: Callable[[End], bool]) -> bool:
-        return end in self._awaiting_row or end in self._absent or is_shown(end)
+    def _is_second(
+        self,
+        end: End,
+        flipped: End,
+        when: int,
+        begun: int | None,
+        received: bool,
+        holds: Holds,
+    ) -> bool:
+        """Whether this is the second end of a connection that was reported."""
+        if not received:
+            # A Fast Open child can be told of before the end that opens it, but not before that one's SYN.
+            return self._unpaired.is_told_since(flipped, begun or when - HOLD) and self._unpaired.settle(
+                flipped, when
+            )
+        if self._unpaired.settle(flipped, when):
+            return True
+        if begun is not None or not self._is_open(flipped, holds):
+            return False
+        # The other end may be known by a poll; this one must then be new, or expected by that poll.
+        if end in self._awaiting_row:
+            return self._awaiting_row[end][1] == 0
+        return not self._is_known(end, holds)
+
+    def _is_known(self, end: End, holds: Holds) -> bool:
+        return end in self._awaiting_row or end in self._absent or bool(holds(end))
+
+    def _is_open(self, end: End, holds: Holds) -> bool:
+        """Whether the end is known, and not as one that has closed."""
+        if end in self._awaiting_row:
+            return True
+        last = self._absent.get(end)
+        state = last.state if last else ESTABLISHED if end in self._absent else holds(end)
+        return state not in (0, TIME_WAIT)
 
     def _enqueue(self, connection: Connection, held: bool) -> None:
         report = _Report(connection, held)
         if held:
-            self._held[End(connection.source, connection.destination)] = report
+            end = End(connection.source, connection.destination)
+            if end in self._held:
+                self._held[end].append(report)
+            else:
+                self._held[end] = [report]
         self._queue.append(report)
 
     def _make_internal(self, opened: End) -> None:
         """A report that is held for its other end has it: both are on this machine."""
-        report = self._held.pop(opened, None)
-        if report:
+        if opened in self._held:
+            report = self._held[opened].pop()
+            if not self._held[opened]:
+                del self._held[opened]
             report.held = False
             report.connection = report.connection._replace(direction="internal")
 
-    def release(self, now: int) -> list[Connection]:
-        """What can be reported, in the order of time: a report is held a moment for its other end."""
-        released = []
-        while self._queue and (not self._queue[0].held or self._queue[0].connection.time + HOLD <= now):
+    def release(self, now: int, at_least: int = 0) -> list[Connection]:
+        """What can be reported, in the order of time: a report is held a moment for its other end.
+
+        `at_least` so many were released before.
+        """
+        released: list[Connection] = []
+        while self._queue and (
+            not self._queue[0].held
+            or self._queue[0].connection.time + HOLD <= now
+            or len(released) < at_least
+        ):
             report = self._queue.popleft()
             if report.held:
-                connection = report.connection
-                self._held.pop(End(connection.source, connection.destination), None)
+                end = End(report.connection.source, report.connection.destination)
+                self._held[end].remove(report)
+                if not self._held[end]:
+                    del self._held[end]
             released.append(report.connection)
         return released
 
@@ -160,19 +231,32 @@ class Tracker:
         """When the first report that is held is released, nanoseconds of CLOCK_MONOTONIC."""
         return self._queue[0].connection.time + HOLD if self._queue else None
 
-    def find_new(self, snapshot: Snapshot, traced: bool = True) -> list[Connection]:
+    def find_new(
+        self, snapshot: Snapshot, unchanged: Iterable[Row] = (), traced: bool = True
+    ) -> list[Connection]:
         """The connections that this snapshot is the first to show, in reading order.
 
-        `traced` is false when the trace was not read after the snapshot, and may be later.
+        `unchanged` are rows that stayed as they were, at either end of a fresh row's connection or at an end
+        that awaits its row. `traced` is false when the trace could not be read after the snapshot.
         """
         listeners = frozenset(self._listeners)
         self._count(snapshot)
         listeners |= frozenset(self._listeners)
-        comparison = Comparison(snapshot, self._awaiting_row, self._absent, self._unpaired, listeners)
+        comparison = Comparison(
+            snapshot,
+            unchanged,
+            self._awaiting_row,
+            self._absent,
+            self._older_prints,
+            self._unpaired,
+            listeners,
+        )
         new = comparison.find_at_start() if self._first else comparison.find_new()
         self._first = False
+        comparison.forget_closed(self._absent)
         self._absent, self._awaiting_row = comparison.find_absent(), comparison.find_awaiting_row()
-        self._unpaired.forget(snapshot.ended - REMEMBERED)
+        self._older_prints = comparison.older_prints
+        self._unpaired.forget(snapshot.ended)
         if not traced:
             for source, destination, *_ in new:
                 self._polled_ahead[End(source, destination)] = snapshot.ended

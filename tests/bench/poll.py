@@ -40,7 +40,7 @@ from tests.bench.figures import (  # noqa: E402
     read_usage,
 )
 from tests.bench.naive import read_pairs  # noqa: E402
-from tests.polls import take  # noqa: E402
+from tests.polls import find_new  # noqa: E402
 from tests.table import row, write_tables  # noqa: E402
 
 if TYPE_CHECKING:
@@ -164,13 +164,13 @@ def measure_synthetic(endpoint: Callable[[int], str], ipv6: bool) -> None:
         del lines
         tables, tracker, before = Tables(folder), Tracker(), read_resident(os.getpid())
         for _ in range(2):
-            tracker.find_new(take(tables, tracker.awaiting_row))
+            find_new(tables, tracker)
         resident = (read_resident(os.getpid()) - before) / MANY
-        many = measure(lambda: tracker.find_new(take(tables, tracker.awaiting_row)), 3) / MANY
+        many = measure(lambda: find_new(tables, tracker), 3) / MANY
         write_part(Path(folder), MANY // 10)
         for _ in range(2):
-            tracker.find_new(take(tables, tracker.awaiting_row))
-        few = measure(lambda: tracker.find_new(take(tables, tracker.awaiting_row)), 10) / (MANY // 10)
+            find_new(tables, tracker)
+        few = measure(lambda: find_new(tables, tracker), 10) / (MANY // 10)
     print(json.dumps([resident, many / few]))
 
 

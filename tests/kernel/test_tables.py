@@ -119,8 +119,8 @@ def test_unchanged_rows_near_a_fresh_one_and_asked_for(tmp_path: Path) -> None:
     server = row(0, endpoint6("10.0.0.2", 80), endpoint6("10.0.0.1", 5000), 1, 4)
     write_tables(tmp_path, [client, asked, other], [server])
     end = End(Endpoint(b"\x0a\0\0\1\x17\x70"), Endpoint(b"\x0a\0\0\2\0\x50"))
-    snapshot = take(tables, [end])
-    assert sorted(found.inode for found in snapshot.unchanged) == [1, 2]
+    tables.read_snapshot()
+    assert sorted(found.inode for found in tables.find_unchanged([end])) == [1, 2]
 
 
 @pytest.mark.parametrize("count", [2, MOST_ADDRESSES + 1])
@@ -204,3 +204,51 @@ def test_the_running_kernel_has_no_malformed_row() -> None:
     assert snapshot.malformed == []
     assert snapshot.started < snapshot.ended
     assert all(found.state != TcpState.SYN_SENT for found in snapshot.fresh)
+
+
+@pytest.mark.parametrize("inodes", [range(100, 120), range(5, 25)])
+def test_what_stands_after_the_inode_is_not_kept(tmp_path: Path, inodes: range) -> None:
+    """References and the socket's address change though nothing happened."""
+    tables = Tables(str(tmp_path))
+    rows = [line(i, f"10.0.0.1:{i + 1}", "10.0.0.2:80", inode=inode) for i, inode in enumerate(inodes)]
+    rows6 = [
+        row(i, endpoint6("::1", i + 1), endpoint6("::1", 80), 1, inode) for i, inode in enumerate(inodes)
+    ]
+    write_tables(tmp_path, rows, rows6)
+    take(tables)
+    busy = [
+        [text.replace(" 1 0000000000000000 ", " 12 00000000deadbeef ") for text in r] for r in (rows, rows6)
+    ]
+    write_tables(tmp_path, *busy)
+    snapshot = take(tables)
+    assert (snapshot.fresh, snapshot.gone) == ([], [])
+
+
+def test_slices_of_an_older_version_are_cut(tmp_path: Path) -> None:
+    text = line(0, "10.0.0.1:1", "10.0.0.2:80")
+    write_tables(tmp_path, [text], [])
+    tables = Tables(str(tmp_path))
+    tables.restore([[{text[6:36].encode() + text[76:106].encode()}], []])
+    snapshot = take(tables)
+    assert (snapshot.fresh, snapshot.gone) == ([], [])
+
+
+def test_a_row_printed_twice_counts_once(tmp_path: Path) -> None:
+    """Wherever the prints stand."""
+    tables, count = Tables(str(tmp_path)), 2 * BLOCK // 150
+    rows = [line(i, f"10.0.{i >> 8}.{i & 255}:{i}", "10.9.9.9:80", inode=i) for i in range(1, count)]
+    twice = [rows[0], *rows, rows[-1], rows[5]]
+    for shown_rows, fresh, gone in ((twice, count - 1, 0), (rows, 0, 0), (twice, 0, 0), ([], 0, count - 1)):
+        write_tables(tmp_path, shown_rows, [])
+        snapshot = take(tables)
+        assert (len(snapshot.fresh), len(snapshot.gone)) == (fresh, gone)
+
+
+def test_sockets_that_connect_are_counted_at_each_reading(tmp_path: Path) -> None:
+    tables = Tables(str(tmp_path))
+    row_of_one = line(0, "10.0.0.1:1", "10.0.0.2:80", state=TcpState.SYN_SENT)
+    counts = []
+    for rows in ([row_of_one, row_of_one], [row_of_one], [row_of_one], []):
+        write_tables(tmp_path, rows, [])
+        counts.append(take(tables).connecting)
+    assert counts == [1, 1, 1, 0]

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
 
+from tcpwatchd.connection import End, TcpState, Transition
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.state.store import Store
-from tests.model import TICK, Kernel, Step
+from tests.model import TICK, Kernel, Step, pack
 from tests.ring import Ring
 from tests.table import write_counters
 from tests.tracking.test_histories import histories
@@ -103,6 +104,11 @@ class Machine:
         self._ring.write(self.kernel.drain())
         self._ring.count(read=True)
 
+    def tell(self, *transitions: Transition) -> None:
+        """Records that the model did not make."""
+        self._ring.write(transitions)
+        self._ring.count(read=True)
+
     def _poll(self, _which: int, _what: int) -> None:
         self.kernel.poll(iter(()), 0)
         self.pipeline.poll()
@@ -184,6 +190,35 @@ def test_what_it_said_is_not_said_again(tmp_path: Path) -> None:
     machine.crash()
     machine.run([])
     assert [fields["MESSAGE_ID"] for _, fields in machine.reader.events] == [event.POLL_FAILED]
+
+
+def test_what_is_held_at_a_kill_waits_for_its_other_end(tmp_path: Path) -> None:
+    """The record of the accepting end is still in the kernel when the next process goes on."""
+    machine = Machine(tmp_path)
+    end = End(pack(("10.0.0.1", 5000)), pack(("10.0.0.2", 80)))
+    start = time.monotonic_ns()
+    machine.tell(Transition(start, 7, TcpState.SYN_SENT, TcpState.ESTABLISHED, end, 1))
+    machine.pipeline.drain()
+    machine.tell(Transition(start + 10 * TICK, 8, TcpState.SYN_RECV, TcpState.ESTABLISHED, end.flipped, 1))
+    time.sleep(HELD)
+    machine.crash()
+    machine.run([])
+    found = [fields for _, fields in machine.reader.events if fields["MESSAGE_ID"] == event.CONNECTION_OPENED]
+    assert [fields["NETWORK_DIRECTION"] for fields in found] == ["internal"]
+
+
+def test_what_was_released_and_written_before_a_kill_is_not_repeated(tmp_path: Path) -> None:
+    """Though the drain that released it took nothing out, and is not in the log."""
+    machine = Machine(tmp_path)
+    end = End(pack(("10.0.0.1", 5000)), pack(("198.51.100.7", 80)))
+    start = time.monotonic_ns()
+    machine.tell(Transition(start, 7, TcpState.SYN_SENT, TcpState.ESTABLISHED, end, 1))
+    machine.take(("drain", 0, 0))
+    time.sleep(HELD)
+    machine.take(("drain", 0, 0))
+    machine.crash()
+    machine.run([])
+    assert len(machine.reader.events) == 1
 
 
 FEWER = settings(max_examples=max(10, settings().max_examples // 5))

@@ -66,3 +66,19 @@ def test_an_inbound_handshake_that_was_reset_is_no_failed_attempt() -> None:
     audit = started(0, 0, 0, 0)
     assert audit.compare([0, 3, 2, 1], [], 0) == (0, 2)
     assert audit.compare([0, 3, 2, 5], [], 0) == (0, 0)
+
+
+def test_no_total_is_ever_negative() -> None:
+    """An attempt begun before the watch fails in it; so does a Fast Open child, as if it were one."""
+    audit = started(0, 5, 0, 0)
+    assert audit.compare([0, 5, 2, 0], [], 0) == (0, 0)
+    assert audit.opened == (0, 0)
+    assert audit.compare([0, 7, 2, 0], [OUT], 0) == (0, 1)
+    assert audit.opened == (0, 2)
+
+
+def test_what_did_not_open_hides_nothing_that_was_missed() -> None:
+    """More failed than was ever opened: these are Fast Open children that were reset."""
+    audit = started(0, 0, 0, 0)
+    assert audit.compare([9, 0, 9, 0], [IN] * 9, 0) == (0, 0)
+    assert audit.compare([9, 2, 9, 0], [], 0) == (0, 2)

@@ -14,7 +14,7 @@ from tcpwatchd.state.baseline import format_baseline, parse_baseline
 from tcpwatchd.tracking.tracker import Tracker
 from tests.kept import make_baseline
 from tests.model import KINDS, STEPS, Kernel, Step
-from tests.polls import take
+from tests.polls import find_new
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ def test_every_visible_connection_is_reported_once(steps: list[Step]) -> None:
                 continue
             meanwhile = (following for _, following in zip(range(step[1]), rest))
             kernel.poll(meanwhile, skip=step[2])
-            for report in tracker.find_new(take(tables, tracker.awaiting_row)):
+            for report in find_new(tables, tracker):
                 kernel.hear(report)
         kernel.check()
 
@@ -86,10 +86,12 @@ class Traced:
     def poll(self, meanwhile: Iterator[Step], skip: int) -> list[Connection]:
         started = self.kernel.clock
         self.kernel.poll(meanwhile, skip)
-        snapshot = self._tables.read_snapshot(self._tracker.awaiting_row)
+        snapshot = self._tables.read_snapshot()
         self.drain()
+        unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
         self._tables.keep()
-        return self._tracker.find_new(snapshot._replace(started=started, ended=self.kernel.clock))
+        snapshot = snapshot._replace(started=started, ended=self.kernel.clock)
+        return self._tracker.find_new(snapshot, unchanged)
 
     def run(self, steps: list[Step], losses: bool = False, delays: bool = False) -> list[Connection]:
         """What polls found beside the trace."""

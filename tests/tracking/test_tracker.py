@@ -8,9 +8,9 @@ import pytest
 
 from tcpwatchd.connection import End, Endpoint, Row, TcpState
 from tcpwatchd.kernel.tables import Tables
-from tcpwatchd.tracking.comparison import MOST_OWED, Unpaired, can_be
+from tcpwatchd.tracking.comparison import MOST_UNPAIRED, REMEMBERED, Unpaired, can_be
 from tcpwatchd.tracking.tracker import Tracker
-from tests.polls import Polls, take
+from tests.polls import Polls, find_new
 from tests.table import write_tables
 
 if TYPE_CHECKING:
@@ -246,10 +246,10 @@ def test_what_is_open_at_start_is_marked(tmp_path: Path) -> None:
         ],
         [],
     )
-    (found,) = tracker.find_new(take(tables))
+    (found,) = find_new(tables, tracker)
     assert (found.source.port, found.detected_by, found.state) == (0x2222, "startup", TcpState.LAST_ACK)
     assert tracker.open == 1
-    assert tracker.find_new(take(tables)) == []
+    assert find_new(tables, tracker) == []
 
 
 def test_successions_of_one_socket() -> None:
@@ -414,13 +414,22 @@ def test_an_accepting_end_that_comes_long_after_its_opening(polls: Polls) -> Non
 
 def test_what_is_owed_is_bounded() -> None:
     unpaired = Unpaired({})
-    for number in range(MOST_OWED + 10):
+    for number in range(MOST_UNPAIRED + 10):
         end = End(Endpoint(number.to_bytes(6, "big")), Endpoint(b"\2\2\2\2\0\2"))
         unpaired.add(end, number)
-    unpaired.forget(before=5)
-    assert not unpaired.settle(End(Endpoint((9).to_bytes(6, "big")), end.remote))
-    assert unpaired.settle(end)
-    assert not unpaired.settle(end)
+    unpaired.forget(now=number)
+    assert not unpaired.settle(End(Endpoint((9).to_bytes(6, "big")), end.remote), number)
+    assert unpaired.settle(end, number)
+    assert not unpaired.settle(end, number)
+
+
+def test_an_end_is_waited_for_as_long_as_a_handshake_can_take() -> None:
+    unpaired, end = Unpaired({}), End(Endpoint(b"\1\1\1\1\0\1"), Endpoint(b"\2\2\2\2\0\2"))
+    unpaired.add(end, 5)
+    assert not unpaired.settle(end, 6 + REMEMBERED)
+    unpaired.add(end, 5)
+    unpaired.forget(now=6 + REMEMBERED)
+    assert unpaired == {}
 
 
 def test_a_record_at_the_very_end_of_a_poll(polls: Polls) -> None:
@@ -431,3 +440,153 @@ def test_a_record_at_the_very_end_of_a_poll(polls: Polls) -> None:
     assert len(polls.hear(*(f"3 {record}" for record in opened))) == 1
     assert polls.see(first, at=2) == [], "it ended at 3 ms"
     assert polls.see(second, at=4) == []
+
+
+def test_a_release_takes_out_only_itself(polls: Polls) -> None:
+    """One pair of ports in two namespaces, opened twice within 50 ms: the older one has no other end here."""
+    assert polls.hear(*opens(0, 7), now=1) == []
+    assert polls.hear(*opens(48, 17), now=51) == [f"{C} -> {S} egress"]
+    assert polls.hear(accepts(52, 8), now=52) == PAIRED
+
+
+def test_of_one_pair_of_ports_several_are_held(polls: Polls) -> None:
+    records = [*opens(1, 7), *opens(2, 17), accepts(3, 8), accepts(4, 18)]
+    assert polls.hear(*records, now=5) == [*PAIRED, *PAIRED]
+
+
+def test_a_listener_printed_twice_goes_once(polls: Polls) -> None:
+    listener = "0.0.0.0:5000 0.0.0.0:0 LISTEN 1"
+    assert [polls.see(*rows) for rows in ([listener, listener], [listener], [], [])] == [[], [], [], []]
+    row = "10.0.0.1:5000 198.51.100.7:443 ESTABLISHED 9"
+    assert polls.see(row) == ["10.0.0.1:5000 -> 198.51.100.7:443 egress"]
+
+
+def test_a_row_printed_twice_is_one_open_connection(polls: Polls) -> None:
+    row = f"{SERVER} {CLIENT} ESTABLISHED 9"
+    counts = []
+    for rows in ([row, row], [row], [row, row], []):
+        polls.see(*rows)
+        counts.append(polls.open)
+    assert counts == [1, 1, 1, 0]
+
+
+def test_a_reuse_printed_twice(polls: Polls) -> None:
+    """The second print of a row that this poll found new says nothing of the next connection there."""
+    client, server, listener = f"{C} {S} ESTABLISHED", f"{S} {C} ESTABLISHED", f"{S} 0.0.0.0:0 LISTEN 1"
+    assert polls.see(listener, f"{client} 104", f"{server} 105") == PAIRED
+    assert polls.see(listener, f"{client} 110", f"{client} 110") == PAIRED
+    assert polls.see(listener, f"{client} 111", f"{server} 112") == PAIRED
+
+
+def test_a_reuse_printed_in_two_states(polls: Polls) -> None:
+    client, server, listener = f"{C} {S}", f"{S} {C} ESTABLISHED", f"{S} 0.0.0.0:0 LISTEN 1"
+    assert polls.see(listener, f"{client} ESTABLISHED 104", f"{server} 105") == PAIRED
+    assert polls.see(listener, f"{client} ESTABLISHED 110", f"{client} CLOSE_WAIT 110") == PAIRED
+    assert polls.see(listener, f"{client} ESTABLISHED 111", f"{server} 112") == PAIRED
+
+
+def test_an_older_print_is_no_past(polls: Polls) -> None:
+    """It was accepted between two prints; the print before that is not the past of the next connection."""
+    end = f"{SERVER} {CLIENT}"
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 0", f"{end} ESTABLISHED 110") == [INGRESS]
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 110") == []
+    assert polls.see(LISTENER, f"{end} CLOSE_WAIT 115") == [INGRESS]
+
+
+def test_an_older_print_is_no_past_in_the_very_next_poll(polls: Polls) -> None:
+    end = f"{SERVER} {CLIENT}"
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 0") == [INGRESS]
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 0", f"{end} ESTABLISHED 110") == []
+    assert polls.see(LISTENER, f"{end} CLOSE_WAIT 115") == [INGRESS]
+
+
+def test_an_end_told_in_the_polls_own_drain_has_a_row(polls: Polls) -> None:
+    """Its row looks as the one before did. The record of the connection after it is lost."""
+    end, found = "10.0.0.5:5000 192.0.2.1:443", ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
+    assert polls.see(f"{end} FIN_WAIT2 0", at=1) == found
+    assert polls.see(f"{end} FIN_WAIT2 0", at=20, told=opens(10, 7, end)) == found
+    assert polls.see(f"{end} ESTABLISHED 106", at=30) == found
+
+
+def test_an_opening_end_whose_accepting_end_is_told_while_the_table_is_read(polls: Polls) -> None:
+    """Its own record is lost, and its row cannot be that of the connection before."""
+    assert polls.see(f"{C} {S} CLOSE_WAIT 103", at=1) == [f"{C} -> {S} egress"]
+    assert polls.see(f"{C} {S} ESTABLISHED 113", at=20, told=[accepts(20, 8)]) == PAIRED
+    assert polls.see(f"{C} {S} FIN_WAIT1 113", at=30) == []
+
+
+def test_an_opening_end_that_stays_while_its_accepting_end_is_told(polls: Polls) -> None:
+    """The row read then is still that of the connection before."""
+    assert polls.see(f"{C} {S} CLOSE_WAIT 103", at=1) == [f"{C} -> {S} egress"]
+    assert polls.see(f"{C} {S} LAST_ACK 103", at=20, told=[accepts(20, 8)]) == []
+    assert polls.see(f"{C} {S} FIN_WAIT1 113", at=30) == PAIRED
+
+
+PROXIED = [INGRESS, f"{CLIENT} -> {SERVER} egress"]
+
+
+def proxy(when: int) -> list[str]:
+    """A transparent proxy accepts for the server, then opens to the server with the client's own port."""
+    return [accepts(when, 8, f"{SERVER} {CLIENT}"), *opens(when + 2, 7, f"{CLIENT} {SERVER}")]
+
+
+def test_a_transparent_proxy_that_keeps_the_clients_port(polls: Polls) -> None:
+    assert polls.hear(*proxy(1), now=70) == PROXIED
+    assert polls.hear(*proxy(101)) == PROXIED
+
+
+def test_an_opening_end_that_has_closed_waits_for_no_other(polls: Polls) -> None:
+    """What is accepted there afterwards is a connection of its own."""
+    assert polls.hear(*opens(1, 7, f"{CLIENT} {SERVER}")) == [f"{CLIENT} -> {SERVER} egress"]
+    polls.see(f"{CLIENT} {SERVER} ESTABLISHED 5", at=10_000)
+    polls.see(f"{CLIENT} {SERVER} TIME_WAIT 0", at=20_000)
+    assert polls.hear(accepts(21_000, 8, f"{SERVER} {CLIENT}")) == [INGRESS]
+
+
+def test_one_4_tuple_on_two_links(polls: Polls) -> None:
+    """Two sockets at once, each told by the trace; the poll shows both."""
+    end = f"{SERVER} {CLIENT}"
+    assert polls.hear(accepts(1, 7, end), accepts(2, 8, end)) == [INGRESS, INGRESS]
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 7", f"{end} ESTABLISHED 8", at=10) == []
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 7", f"{end} ESTABLISHED 8", at=20) == []
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 7", f"{end} ESTABLISHED 9", at=30) == [INGRESS]
+
+
+def test_a_socket_told_twice_before_its_row_is_one_socket(polls: Polls) -> None:
+    end = f"{SERVER} {CLIENT}"
+    assert polls.hear(accepts(1, 7, end), accepts(2, 8, end)) == [INGRESS, INGRESS]
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 8", at=10) == []
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 9", at=20) == [INGRESS]
+
+
+@pytest.mark.parametrize("state", ["FIN_WAIT1", "CLOSE_WAIT"])
+def test_a_fast_open_child_that_never_was_established(polls: Polls, state: str) -> None:
+    assert polls.hear(f"1 8 SYN_RECV {state} {SERVER} {CLIENT}") == [INGRESS]
+    assert polls.see(LISTENER, f"{SERVER} {CLIENT} {state} 0", at=10) == []
+    assert polls.hear(f"30 9 SYN_RECV {state} {SERVER} {CLIENT}") == [INGRESS]
+
+
+def test_a_handshake_that_was_reset_is_no_connection(polls: Polls) -> None:
+    """A Fast Open child that was reset looks the same."""
+    assert polls.hear(f"1 8 SYN_RECV CLOSE {SERVER} {CLIENT}") == []
+
+
+def test_what_was_established_is_not_told_when_it_ends(polls: Polls) -> None:
+    records = [accepts(1, 8, f"{SERVER} {CLIENT}"), f"2 8 ESTABLISHED FIN_WAIT1 {SERVER} {CLIENT}"]
+    assert polls.hear(*records) == [INGRESS]
+
+
+def test_a_fast_open_child_is_the_second_end(polls: Polls) -> None:
+    """Also when it ends before the opening end has heard of it."""
+    child = f"SYN_RECV FIN_WAIT1 {S} {C}"
+    assert polls.hear(*opens(1, 7), f"3 8 {child}") == PAIRED
+    syn, established = opens(102, 7)
+    assert polls.hear(syn, f"102 8 {child}", established) == PAIRED
+    assert polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} FIN_WAIT1 0", at=200) == []
+
+
+def test_a_fast_open_child_that_is_older_than_a_syn_is_not_its_other_end(polls: Polls) -> None:
+    """A transparent proxy accepts it, then opens."""
+    accepted, *opened = proxy(2)
+    child = accepted.replace("ESTABLISHED", "FIN_WAIT1")
+    assert polls.hear(child, *opened) == PROXIED
