@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import now
+from tcpwatchd.kernel.addresses import read_addresses
 from tcpwatchd.kernel.counters import read_counters
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
@@ -47,6 +48,7 @@ class Pipeline:
         self._decoder = Decoder(trace.formats, trace.count_taken()) if trace else None
         self._tables = Tables(root)
         self._tracker = Tracker()
+        self._tracker.addresses = read_addresses(root)
         self._audit = Audit()
         self.outbox = Outbox(sink)
         """What waits to be written."""
@@ -64,6 +66,7 @@ class Pipeline:
     def poll(self) -> None:
         """Find what is new, and keep it. Raises OSError, TableError and CountersError."""
         counters = read_counters(self._root)
+        self._tracker.addresses = read_addresses(self._root)
         snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
         self.drain()

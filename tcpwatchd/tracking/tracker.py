@@ -43,6 +43,8 @@ class Tracker:
     """Joins both sources: give it the transitions of a drain, then the snapshot that was read before it."""
 
     def __init__(self) -> None:
+        self.addresses: frozenset[bytes] = frozenset()
+        """This machine's own, packed: what goes there stays inside it, though its other end may come late."""
         self.restore(NOTHING_KNOWN)
 
     def restore(self, known: Known) -> None:
@@ -133,9 +135,10 @@ class Tracker:
                 return
             other_known = self._is_known(flipped, holds)
             if other_known:
-                awaiting[flipped] = when, (flipped in awaiting and awaiting[flipped][1]) or 1
+                _, other_told = awaiting.get(flipped, (0, 0))
+                awaiting[flipped] = when, other_told or 1
         awaiting[end] = when, told + 1
-        internal = is_local(end)
+        internal = is_local(end, self.addresses)
         ended_early = state != ESTABLISHED
         if opened or ended_early:
             # What was accepted with these ports before came from elsewhere, and this is the other half of a
@@ -243,6 +246,7 @@ class Tracker:
             self._older_prints,
             self._unpaired,
             listeners,
+            self.addresses,
         )
         new = comparison.find_at_start() if self._first else comparison.find_new()
         self._first = False
