@@ -127,9 +127,13 @@ class Tracker:
         told = awaiting[end][1] if end in awaiting else 0
         other_known = False
         if end != flipped:
-            if (received or flipped in self._unpaired) and self._is_second(
-                end, flipped, when, begun, received, holds
-            ):
+            if received:
+                second = self._unpaired.settle(flipped, when) or (
+                    not opened and self._is_expected(end, flipped, holds)
+                )
+            else:
+                second = flipped in self._unpaired and self._is_opener(flipped, when, begun)
+            if second:
                 awaiting[end] = when, told or 1
                 self._make_internal(flipped if received else end)
                 return
@@ -150,29 +154,18 @@ class Tracker:
         fields = source, destination, direction, state, "trace", when
         self._enqueue(make(Connection, fields), (opened or ended_early) and not internal)
 
-    def _is_second(
-        self,
-        end: End,
-        flipped: End,
-        when: int,
-        begun: int | None,
-        received: bool,
-        holds: Holds,
-    ) -> bool:
-        """Whether this is the second end of a connection that was reported."""
-        if not received:
-            # A Fast Open child can be told of before the end that opens it, but not before that one's SYN.
-            return self._unpaired.is_told_since(flipped, begun or when - HOLD) and self._unpaired.settle(
-                flipped, when
-            )
-        if self._unpaired.settle(flipped, when):
-            return True
-        if begun is not None or not self._is_open(flipped, holds):
+    def _is_expected(self, end: End, flipped: End, holds: Holds) -> bool:
+        """Whether a poll knows the other end of an accepted one, which is then new, or expected by it."""
+        if not self._is_open(flipped, holds):
             return False
-        # The other end may be known by a poll; this one must then be new, or expected by that poll.
         if end in self._awaiting_row:
             return self._awaiting_row[end][1] == 0
         return not self._is_known(end, holds)
+
+    def _is_opener(self, flipped: End, when: int, begun: int | None) -> bool:
+        """Whether a Fast Open child was told of before its opening end, but not before that one's SYN."""
+        told_since = self._unpaired.is_told_since(flipped, begun or when - HOLD)
+        return told_since and self._unpaired.settle(flipped, when)
 
     def _is_known(self, end: End, holds: Holds) -> bool:
         return end in self._awaiting_row or end in self._absent or bool(holds(end))
@@ -197,10 +190,11 @@ class Tracker:
 
     def _make_internal(self, opened: End) -> None:
         """A report that is held for its other end has it: both are on this machine."""
-        if opened in self._held:
-            report = self._held[opened].pop()
-            if not self._held[opened]:
-                del self._held[opened]
+        reports = self._held.pop(opened, None)
+        if reports:
+            report = reports.pop()
+            if reports:
+                self._held[opened] = reports
             report.held = False
             report.connection = report.connection._replace(direction="internal")
 
