@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import now
 from tcpwatchd.failure import Failure, describe
+from tcpwatchd.kernel.addresses import read_addresses
 from tcpwatchd.kernel.counters import read_counters
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
@@ -48,6 +49,7 @@ class Pipeline:
         self._decoder = Decoder(trace.formats, trace.count_taken()) if trace else None
         self._tables = Tables(root)
         self._tracker = Tracker()
+        self._tracker.addresses = read_addresses(root)
         self._audit = Audit()
         self.outbox = Outbox(sink)
         """What waits to be written."""
@@ -70,6 +72,7 @@ class Pipeline:
         A trace or counters that cannot be read do not keep the tables from being judged.
         """
         counters = self._read_counters()
+        self._tracker.addresses = read_addresses(self._root)
         snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
         self.drain()

@@ -61,6 +61,11 @@ KINDS = (
     Kind("::1", "::1", True, True, True, True, "internal"),
 )
 CLIENT_PORTS, SERVER_PORTS = (40000, 40001), (80, 50000)
+PROXIED = Kind("192.0.2.60", "198.51.100.9", False, True, False, False, "ingress")
+"""What a transparent proxy accepts for another machine; it opens to that one with the same ports."""
+ONWARD = PROXIED._replace(client_here=True, server_here=False, direction="egress")
+HOLD = 60 * TICK
+"""Longer than an opening end is held for its other end."""
 STEPS = ("listen", "open", "accept", "close", "shutdown", "fin", "ack", "expire", "reset", "poll")
 
 
@@ -140,6 +145,10 @@ class Kernel:
             self._listen(KINDS[which % len(KINDS)], what)
         elif name == "open":
             self._open(KINDS[which % len(KINDS)], what)
+        elif name == "fast":
+            self._open(KINDS[which % len(KINDS)], what, ended_early=True)
+        elif name == "proxy":
+            self._proxy(what)
         elif self.links and name in STEPS and name != "poll":
             link = self.links[-1 - which % min(4, len(self.links))]
             sockets = [link.sockets[what % 2]] if name != "reset" else list(link.sockets)
@@ -162,34 +171,50 @@ class Kernel:
                 self._reset(socket)
                 self._reset(self._peer(socket))
 
-    def _open(self, kind: Kind, what: int) -> None:
+    def _proxy(self, what: int) -> None:
+        """What comes within the hold of the opening end before cannot be told from that one's other end."""
+        self.clock += HOLD
+        self._listeners.setdefault(((PROXIED.server, SERVER_PORTS[what // 2 % 2]), False), self._new_inode())
+        if self._open(PROXIED, what):
+            self._open(ONWARD, what)
+
+    def _open(self, kind: Kind, what: int, ended_early: bool = False) -> bool:
+        """Whether the ports are free. `ended_early`: the server closes before the handshake is over."""
         client = kind.client, CLIENT_PORTS[what % 2]
         server = kind.server, SERVER_PORTS[what // 2 % 2]
         if kind.server_here and (server, kind.server6) not in self._listeners:
-            return
+            return False
         for end, remote_gone in (((client, server), False), ((server, client), not kind.client_here)):
             old = self._sockets.get(end)
             if old and old.state != TIME_WAIT and not remote_gone:
-                return
+                return False
         link = Link(kind, client, server)
         link.sockets = [
             Socket(link, client, server, kind.client6, kind.client_here, inode=self._new_inode()),
             Socket(link, server, client, kind.server6, kind.server_here, accepted=False),
         ]
         self.links.append(link)
-        for socket, half_open in zip(link.sockets, (TcpState.SYN_SENT, TcpState.SYN_RECV)):
+        opening, accepting = link.sockets
+        for socket in link.sockets:
             if socket.here:
                 self._sockets[socket.local, socket.remote] = socket
-                if half_open == TcpState.SYN_SENT:
-                    self._tell(socket, TcpState.CLOSE, half_open)
-                self._tell(socket, half_open, ESTABLISHED)
+        if opening.here:
+            self._tell(opening, TcpState.CLOSE, TcpState.SYN_SENT)
+        if ended_early:
+            # A Fast Open child: it had its data with the SYN.
+            accepting.accepted, accepting.state = True, TcpState.FIN_WAIT1
+            self._tell(accepting, TcpState.SYN_RECV, TcpState.FIN_WAIT1)
+        self._tell(opening, TcpState.SYN_SENT, ESTABLISHED)
+        if not ended_early:
+            self._tell(accepting, TcpState.SYN_RECV, ESTABLISHED)
+        return True
 
     def _tell(self, socket: Socket, old: TcpState, new: TcpState) -> None:
         """Write a record, as inet_sock_set_state does; the port is not chosen yet at →SYN_SENT.
 
         What was established and closes does not pass the instance's filter.
         """
-        if new == TcpState.CLOSE and old not in (TcpState.SYN_SENT, TcpState.SYN_RECV):
+        if not socket.here or (new == TcpState.CLOSE and old not in (TcpState.SYN_SENT, TcpState.SYN_RECV)):
             return
         self.clock += 1
         local = (socket.local[0], 0) if new == TcpState.SYN_SENT else socket.local
@@ -260,7 +285,11 @@ class Kernel:
                 self._tell(socket, socket.state, TcpState.CLOSE)
 
     def poll(self, meanwhile: Iterator[Step], skip: int) -> None:
-        """Write the tables as one walk over them, with steps taken between its rows."""
+        """Write the tables as one walk over them, with steps taken between its rows.
+
+        `skip` is a bucket whose rows are skipped, once each. A negative one is a bucket whose rows are
+        printed twice, with a step between, as the kernel does when a socket is added there meanwhile.
+        """
         self.polls += 1
         self._last = {
             end: seen for end, seen in {**self._last, **self._now}.items() if seen.poll >= self.polls - 2
@@ -270,7 +299,9 @@ class Kernel:
         self._shown = [self._shown[1], set()]
         for (local, table6), inode in sorted(self._listeners.items()):
             self._shown[1].add(local)
-            self._print(rows[table6], table6, local, ("::" if ":" in local[0] else "0.0.0.0", 0), 0xA, inode)
+            for _ in range(2 if skip < 0 else 1):
+                remote = "::" if ":" in local[0] else "0.0.0.0", 0
+                self._print(rows[table6], table6, local, remote, TcpState.LISTEN, inode)
         for table6 in (False, True):
             for bucket in range(8):
                 for socket in self._in_bucket(table6, bucket):
@@ -281,6 +312,8 @@ class Kernel:
                 for step in meanwhile:
                     self.take(step)
                     break
+                for socket in self._in_bucket(table6, bucket) if bucket == -skip > 0 else ():
+                    self._show(rows[table6], socket)
         write_tables(self._root, rows[False], rows[True])
 
     def _in_bucket(self, table6: bool, bucket: int) -> list[Socket]:
@@ -331,7 +364,7 @@ class Kernel:
         source, destination = ((e.ip, e.port) for e in (report.source, report.destination))
         links = [link for link in self.links if (link.client, link.server) == (source, destination)]
         assert links, f"never opened: {report}"
-        assert report.direction == links[0].kind.direction
+        assert report.direction in {link.kind.direction for link in links}
         self.reports[frozenset([source, destination])] += 1
 
     def check_traced(self, lossy: bool) -> None:

@@ -41,7 +41,7 @@ def find_new(tables: Tables, tracker: Tracker) -> list[Connection]:
 
 
 class Polls:
-    """Each row is written "LOCAL REMOTE STATE INODE"; bracketed addresses stand in the table of IPv6."""
+    """Each row is "LOCAL REMOTE STATE INODE" perhaps a timeout; bracketed ones stand in the table of IPv6."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -65,6 +65,10 @@ class Polls:
             transitions.append(Transition(int(when) * MS, int(sock), TcpState[old], TcpState[new], end, 1))
         self._tracker.follow(transitions, lossy, self._tables.holds)
 
+    def own(self, *addresses: str) -> None:
+        """Addresses of this machine."""
+        self._tracker.addresses = frozenset(pack((address, 0)).address for address in addresses)
+
     @property
     def open(self) -> int:
         return self._tracker.open
@@ -77,12 +81,12 @@ class Polls:
         """
         tables: dict[bool, list[str]] = {False: [], True: []}
         for text in rows:
-            local, remote, state, inode = text.split()
+            local, remote, state, inode, *timeout = text.split()
             ipv6 = local.startswith("[")
             format_endpoint = endpoint6 if ipv6 else endpoint4
             here, there = format_endpoint(*split(local)), format_endpoint(*split(remote))
             number = len(tables[ipv6])
-            tables[ipv6].append(row(number, here, there, TcpState[state], int(inode)))
+            tables[ipv6].append(row(number, here, there, TcpState[state], int(inode), 0, *map(int, timeout)))
         write_tables(self._root, tables[False], tables[True])
         snapshot = self._tables.read_snapshot()
         self._follow(told, lossy=False)

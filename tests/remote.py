@@ -34,15 +34,17 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def make_packet(port: int, to_port: int, sequence: int, acknowledged: int, flags: int) -> bytes:
-    """From the remote to this host, without data."""
+def make_packet(
+    port: int, to_port: int, sequence: int, acknowledged: int, flags: int, content: bytes = b""
+) -> bytes:
+    """From the remote to this host; the content has an even length."""
     addresses = socket.inet_aton(REMOTE) + socket.inet_aton(HERE)
     fields = [port, to_port, sequence & 0xFFFFFFFF, acknowledged & 0xFFFFFFFF, 5 << 4, flags, 65535, 0, 0]
-    pseudo = addresses + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20)
-    fields[7] = checksum(pseudo + struct.pack("!HHIIBBHHH", *fields))
-    header = [0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0]
+    pseudo = addresses + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20 + len(content))
+    fields[7] = checksum(pseudo + struct.pack("!HHIIBBHHH", *fields) + content)
+    header = [0x45, 0, 40 + len(content), 0, 0, 64, socket.IPPROTO_TCP, 0]
     header[7] = checksum(struct.pack("!BBHHHBBH", *header) + addresses)
-    return struct.pack("!BBHHHBBH", *header) + addresses + struct.pack("!HHIIBBHHH", *fields)
+    return struct.pack("!BBHHHBBH", *header) + addresses + struct.pack("!HHIIBBHHH", *fields) + content
 
 
 class Remote:
@@ -53,7 +55,11 @@ class Remote:
         fcntl.ioctl(self._tun, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
 
     def open(self, port: int) -> None:
-        os.write(self._tun, make_packet(port, KERNEL_PORT, 1000, 0, SYN))
+        self.send(port, 1000, 0, SYN)
+
+    def send(self, port: int, sequence: int, acknowledged: int, flags: int, content: bytes = b"") -> None:
+        """To the port that the kernel listens at."""
+        os.write(self._tun, make_packet(port, KERNEL_PORT, sequence, acknowledged, flags, content))
 
     def run(self) -> None:
         while True:
@@ -75,10 +81,15 @@ class Remote:
             os.write(self._tun, make_packet(to_port, port, *reply))
 
 
-def main(count: int) -> None:
+def set_up() -> Remote:
     remote = Remote()
     for command in (f"address add {HERE}/24 dev tun0", "link set tun0 up", "link set lo up"):
         subprocess.run(["ip", *command.split()], check=True)
+    return remote
+
+
+def main(count: int) -> None:
+    remote = set_up()
     threading.Thread(target=remote.run, daemon=True).start()
     egress, ingress = [], []
     for _ in range(count):

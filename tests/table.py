@@ -28,12 +28,12 @@ def endpoint6(address: str, port: int, order: str = "") -> str:
     return "".join(f"{word:08X}" for word in words) + f":{port:04X}"
 
 
-def row(number: int, local: str, remote: str, state: int, inode: int, uid: int = 0) -> str:
+def row(number: int, local: str, remote: str, state: int, inode: int, uid: int = 0, timeout: int = 0) -> str:
     """One unpadded line; the columns of a TIME_WAIT row end earlier."""
     tail = "3 0000000000000000" if state == 6 else "1 0000000000000000 20 4 30 10 -1"
     return (
         f"{number:4d}: {local} {remote} {state:02X} 00000000:00000000 00:00000000 00000000"
-        f" {uid:5d} {0:8d} {inode} {tail}"
+        f" {uid:5d} {timeout:8d} {inode} {tail}"
     )
 
 

@@ -377,3 +377,37 @@ def test_directions_with_a_remote_that_is_no_socket_here(output: IO[bytes]) -> N
         assert ours == Counter(map(tuple, expected))
     assert len(found) == 400
     assert {fields["TCPWATCHD_DETECTED_BY"] for fields in found} == {"trace"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="needs /dev/net/tun")
+def test_a_fast_open_child_that_ends_before_its_handshake(output: IO[bytes]) -> None:
+    """It exchanged data and is told once, by the trace. A handshake that was reset is no connection."""
+    with Namespace() as host:
+        daemon = start(host, output, "--trace", "require")
+        traffic = Traffic(host.pid, script="fastopen.py")
+        closed, _, _, within = traffic.truth()
+        time.sleep(2.5)
+        traffic.end()
+        daemon.end(signal.SIGTERM)
+    found = reported(output, {closed[3]})
+    assert [ends(fields) for fields in found] == [tuple(closed), tuple(within)]
+    assert [fields["NETWORK_DIRECTION"] for fields in found] == ["ingress", "internal"]
+    assert [fields["TCPWATCHD_TCP_STATE"] for fields in found] == ["FIN_WAIT1", "ESTABLISHED"]
+    assert {fields["TCPWATCHD_DETECTED_BY"] for fields in found} == {"trace"}
+
+
+@pytest.mark.parametrize("trace", ["require", "no"])
+def test_an_accepting_end_that_waits_for_data(output: IO[bytes], trace: str) -> None:
+    """It is no end of its own, and the connection stays inside this machine."""
+    with Namespace() as host:
+        for address in ("10.81.0.1/24", "10.81.0.2/24"):
+            run(*host.prefix, "ip", "address", "add", address, "dev", "lo")
+        daemon = start(host, output, "--trace", trace)
+        traffic = Traffic(host.pid, "defer", "10.81.0.1", "10.81.0.2")
+        truth = traffic.truth()
+        time.sleep(2.5)
+        traffic.end()
+        daemon.end(signal.SIGTERM)
+    found = reported(output, {truth[3]})
+    assert [ends(fields) for fields in found] == [tuple(truth)]
+    assert [fields["NETWORK_DIRECTION"] for fields in found] == ["internal"]

@@ -111,6 +111,16 @@ def open_short(count: str, address: str = "127.0.0.1") -> None:
     hold([server], [server.getsockname()[1], ports])
 
 
+def defer_accept(client_address: str, server_address: str) -> None:
+    """The accepting end comes with the first data, long after the opening end."""
+    server = listen(server_address)
+    server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+    client = socket.create_connection(server.getsockname(), source_address=(client_address, 0))
+    time.sleep(0.3)
+    client.sendall(b"hello")
+    hold([server, client, server.accept()[0]], [*client.getsockname(), *client.getpeername()])
+
+
 def just_listen(port: str, backlog: str) -> None:
     """At every address; nothing is accepted."""
     server = socket.socket()
@@ -147,6 +157,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "many": open_many,
     "short": open_short,
     "churn": churn,
+    "defer": defer_accept,
     "listen": just_listen,
     "hold": hold_many,
 }

@@ -18,9 +18,11 @@ TRACING = "/sys/kernel/tracing"
 EVENT = "events/sock/inet_sock_set_state"
 FILTER = (
     "protocol==6 && (newstate==1 || newstate==2 || newstate==10 "
-    "|| newstate==7 && (oldstate==2 || oldstate==3 || oldstate==10))"
+    "|| newstate==7 && (oldstate==2 || oldstate==3 || oldstate==10) "
+    "|| oldstate==3 && (newstate==4 || newstate==8))"
 )
-"""Into ESTABLISHED, SYN_SENT and LISTEN, and into CLOSE what never was established."""
+"""Into ESTABLISHED, SYN_SENT and LISTEN; into CLOSE what never was established; and from SYN_RECV into
+FIN_WAIT1 and CLOSE_WAIT, as a Fast Open child goes that ends before its handshake does."""
 OWN_INSTANCE = "tcpwatchd-"
 """What begins the name of an instance that a process makes for itself; its PID follows."""
 TOTAL_KB = 16 * 1024

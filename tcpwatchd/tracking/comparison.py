@@ -33,10 +33,11 @@ REMEMBERED = 64_000_000_000
 MOST_UNPAIRED = 100_000
 
 
-def is_local(end: End) -> bool:
-    """Whether an end alone shows that the connection stays inside this machine."""
+def is_local(end: End, addresses: frozenset[bytes]) -> bool:
+    """Whether an end alone shows that the connection stays inside this machine, which has these addresses."""
     local, remote = end
-    return local[:-2] == remote[:-2] or local.is_loopback
+    address = remote[:-2]
+    return local[:-2] == address or address in addresses or local.is_loopback
 
 
 def can_be(before: Row, row: Row) -> bool:
@@ -87,7 +88,10 @@ class Comparison:
         older_prints: frozenset[Row],
         unpaired: Unpaired,
         listeners: frozenset[Endpoint],
+        addresses: frozenset[bytes],
     ) -> None:
+        """`addresses` are this machine's own."""
+        self._addresses = addresses
         self._snapshot = snapshot
         self._unpaired = unpaired
         self._awaiting_row = awaiting_row.copy()
@@ -166,15 +170,16 @@ class Comparison:
     def _continues(self, row: Row) -> bool:
         """Whether the row is a known connection of its end, further on."""
         went = self._went.get(row.end, [])
-        for before in went:
-            if before is None or can_be(before, row):
-                went.remove(before)
-                return True
+        pasts = [before for before in went if before is None or can_be(before, row)]
+        if pasts:
+            went.remove(min(pasts, key=lambda before: rank_past(before, row)))
+            return True
         stays = self._stays.get(row.end)
         if stays is None or not can_be(stays, row):
             return False
         # Both stand in this snapshot: the kernel printed one socket twice. What it was is no past of others.
-        self._older_prints.add(stays)
+        if stays != row:
+            self._older_prints.add(stays)
         return True
 
     def _adopt(self, end: End) -> bool:
@@ -193,7 +198,7 @@ class Comparison:
     def _describe(self, row: Row, flipped: End, detected_by: Detection) -> Connection:
         local, remote = row.end
         accepted = self._accepts(row)
-        internal = is_local(row.end) or flipped in self._known or flipped in self._shown
+        internal = is_local(row.end, self._addresses) or flipped in self._known or flipped in self._shown
         if internal:
             other = self._shown.get(flipped, Row(flipped, row.state, inode=-1))
             opened = self._accepts(other)
@@ -223,7 +228,11 @@ class Comparison:
         An end that is only expected, as a poll found its other end, is not remembered: it will be the second
         end of that one.
         """
-        absent: dict[End, Row | None] = {row.end: row for row in self._gone if row.end not in self._shown}
+        absent: dict[End, Row | None] = {}
+        for row in self._gone:
+            last = absent.get(row.end)
+            if row.end not in self._shown and (last is None or rank_last(last) < rank_last(row)):
+                absent[row.end] = row
         for end, (reported, told) in self._awaiting_row.items():
             if reported < self._snapshot.started and end not in self._shown:
                 absent.pop(end, None)
@@ -248,6 +257,18 @@ class Comparison:
         """Ends whose row this snapshot may have been too early to show."""
         started = self._snapshot.started
         return {end: reported for end, reported in self._awaiting_row.items() if reported[0] >= started}
+
+
+def rank_past(before: Row | None, row: Row) -> tuple[bool, bool, int, int]:
+    """Sorts rows that can be a row's past, likelier ones first: what went is in no order."""
+    if before is None:
+        return True, True, 0, 0
+    return False, before.inode != row.inode, before.state, before.inode
+
+
+def rank_last(row: Row) -> tuple[bool, int, int]:
+    """Sorts rows of one end: one in TIME_WAIT was there before another."""
+    return row.state != TcpState.TIME_WAIT, row.inode, row.state
 
 
 def is_counted(row: Row) -> bool:

@@ -43,6 +43,8 @@ class Tracker:
     """Joins both sources: give it the transitions of a drain, then the snapshot that was read before it."""
 
     def __init__(self) -> None:
+        self.addresses: frozenset[bytes] = frozenset()
+        """This machine's own, packed: what goes there stays inside it, though its other end may come late."""
         self.restore(NOTHING_KNOWN)
 
     def restore(self, known: Known) -> None:
@@ -130,17 +132,22 @@ class Tracker:
         told = awaiting[end][1] if end in awaiting else 0
         other_known = False
         if end != flipped:
-            if (received or flipped in self._unpaired) and self._is_second(
-                end, flipped, when, begun, received, holds
-            ):
+            if received:
+                second = self._unpaired.settle(flipped, when) or (
+                    not opened and self._is_expected(end, flipped, holds)
+                )
+            else:
+                second = flipped in self._unpaired and self._is_opener(flipped, when, begun)
+            if second:
                 awaiting[end] = when, told or 1
                 self._make_internal(flipped if received else end)
                 return
             other_known = self._is_known(flipped, holds)
             if other_known:
-                awaiting[flipped] = when, (flipped in awaiting and awaiting[flipped][1]) or 1
+                _, other_told = awaiting.get(flipped, (0, 0))
+                awaiting[flipped] = when, other_told or 1
         awaiting[end] = when, told + 1
-        internal = is_local(end)
+        internal = is_local(end, self.addresses)
         ended_early = state != ESTABLISHED
         if opened or ended_early:
             # What was accepted with these ports before came from elsewhere, and this is the other half of a
@@ -152,29 +159,18 @@ class Tracker:
         fields = source, destination, direction, state, "trace", when
         self._enqueue(make(Connection, fields), (opened or ended_early) and not internal)
 
-    def _is_second(
-        self,
-        end: End,
-        flipped: End,
-        when: int,
-        begun: int | None,
-        received: bool,
-        holds: Holds,
-    ) -> bool:
-        """Whether this is the second end of a connection that was reported."""
-        if not received:
-            # A Fast Open child can be told of before the end that opens it, but not before that one's SYN.
-            return self._unpaired.is_told_since(flipped, begun or when - HOLD) and self._unpaired.settle(
-                flipped, when
-            )
-        if self._unpaired.settle(flipped, when):
-            return True
-        if begun is not None or not self._is_open(flipped, holds):
+    def _is_expected(self, end: End, flipped: End, holds: Holds) -> bool:
+        """Whether a poll knows the other end of an accepted one, which is then new, or expected by it."""
+        if not self._is_open(flipped, holds):
             return False
-        # The other end may be known by a poll; this one must then be new, or expected by that poll.
         if end in self._awaiting_row:
             return self._awaiting_row[end][1] == 0
         return not self._is_known(end, holds)
+
+    def _is_opener(self, flipped: End, when: int, begun: int | None) -> bool:
+        """Whether a Fast Open child was told of before its opening end, but not before that one's SYN."""
+        told_since = self._unpaired.is_told_since(flipped, begun or when - HOLD)
+        return told_since and self._unpaired.settle(flipped, when)
 
     def _is_known(self, end: End, holds: Holds) -> bool:
         return end in self._awaiting_row or end in self._absent or bool(holds(end))
@@ -199,10 +195,11 @@ class Tracker:
 
     def _make_internal(self, opened: End) -> None:
         """A report that is held for its other end has it: both are on this machine."""
-        if opened in self._held:
-            report = self._held[opened].pop()
-            if not self._held[opened]:
-                del self._held[opened]
+        reports = self._held.pop(opened, None)
+        if reports:
+            report = reports.pop()
+            if reports:
+                self._held[opened] = reports
             report.held = False
             report.connection = report.connection._replace(direction="internal")
 
@@ -250,6 +247,7 @@ class Tracker:
             self._older_prints,
             self._unpaired,
             listeners,
+            self.addresses,
         )
         new = comparison.find_at_start() if self._first else comparison.find_new()
         self._first = False

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from tcpwatchd.connection import Connection
 
-MORE = ("open", "accept", "close", "fin", "ack", "expire", "poll")
+MORE = ("open", "fast", "accept", "close", "fin", "ack", "expire", "poll")
 FEW = st.sampled_from([0, 0, 0, 1, 2, 6])
+BUCKETS = st.sampled_from([0, 0, 0, 1, 2, 6, -1, -2, -5])
+"""Skipped in a poll, or printed twice."""
 
 
 @st.composite
@@ -31,8 +33,10 @@ def histories(draw: st.DrawFn, *extra: str) -> list[Step]:
     kinds = st.sampled_from(draw(st.lists(st.integers(0, len(KINDS) - 1), min_size=1, max_size=3)))
     named = {
         "open": st.tuples(st.just("open"), kinds, st.integers(0, 3)),
+        "fast": st.tuples(st.just("fast"), kinds, st.integers(0, 3)),
+        "proxy": st.tuples(st.just("proxy"), kinds, st.integers(0, 3)),
         "listen": st.tuples(st.just("listen"), kinds, st.integers(0, 1)),
-        "poll": st.tuples(st.just("poll"), FEW, FEW),
+        "poll": st.tuples(st.just("poll"), FEW, BUCKETS),
     }
     names = (*STEPS, *MORE, *extra, *extra)
     others = [st.tuples(st.just(name), st.integers(0, 3), st.integers(0, 1)) for name in names]
@@ -64,10 +68,11 @@ class Traced:
         self._folder, self.kernel = folder, Kernel(Path(folder))
         self._tables, self._tracker = Tables(self._folder), Tracker()
         self._lossy = False
+        self._drained = 0
 
     def restart(self) -> None:
         """Another process goes on from what this one keeps, with records waiting."""
-        for report in self._tracker.release(self.kernel.clock):
+        for report in self._tracker.release(self._drained):
             self.kernel.hear_traced(report)
         kept = parse_baseline(format_baseline(make_baseline(self._tracker.known, self._tables.blocks)))
         self._tables, self._tracker = Tables(self._folder), Tracker()
@@ -76,8 +81,8 @@ class Traced:
 
     def drain(self, left: int = 0) -> None:
         self._tracker.follow(self.kernel.drain(left), self._lossy, self._tables.holds)
-        self._lossy = False
-        for report in self._tracker.release(self.kernel.clock):
+        self._lossy, self._drained = False, self.kernel.clock
+        for report in self._tracker.release(self._drained):
             self.kernel.hear_traced(report)
 
     def lose(self) -> None:
@@ -112,7 +117,7 @@ class Traced:
         return polled
 
 
-@given(histories("drain"))
+@given(histories("drain", "proxy"))
 def test_the_trace_misses_nothing(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         traced = Traced(folder)
@@ -120,7 +125,7 @@ def test_the_trace_misses_nothing(steps: list[Step]) -> None:
         traced.kernel.check_traced(lossy=False)
 
 
-@given(histories("drain", "restart"))
+@given(histories("drain", "restart", "proxy"))
 def test_restarts_miss_nothing(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         traced = Traced(folder)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd.connection import End, Endpoint, Row, TcpState
+from tcpwatchd.connection import End, Endpoint, Row, Snapshot, TcpState
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.tracking.comparison import MOST_UNPAIRED, REMEMBERED, Unpaired, can_be
 from tcpwatchd.tracking.tracker import Tracker
@@ -500,6 +500,28 @@ def test_an_older_print_is_no_past_in_the_very_next_poll(polls: Polls) -> None:
     assert polls.see(LISTENER, f"{end} CLOSE_WAIT 115") == [INGRESS]
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_what_went_is_in_no_order(backwards: bool) -> None:
+    """Two sockets of one end, one of them accepted since and one closed, whatever comes first."""
+    end = End(Endpoint(b"\x0a\0\0\5\0\x50"), Endpoint(b"\xc0\0\2\x38\x17\x55"))
+    waiting, accepted = Row(end, TcpState.ESTABLISHED, 0), Row(end, TcpState.ESTABLISHED, 7)
+    gone = [waiting, accepted][:: -1 if backwards else 1]
+    tracker = Tracker()
+    tracker.find_new(Snapshot(1, 2, [accepted, waiting], [], [], 0))
+    fresh = [Row(end, TcpState.CLOSE_WAIT, 7), Row(end, TcpState.ESTABLISHED, 8)]
+    assert tracker.find_new(Snapshot(3, 4, fresh, gone, [], 0)) == []
+    assert tracker.find_new(Snapshot(5, 6, [], fresh, [], 0)) == []
+    assert len(tracker.find_new(Snapshot(7, 8, [Row(end, TcpState.CLOSE_WAIT, 9)], [], [], 0))) == 1
+
+
+def test_a_print_that_differs_in_nothing_of_identity_is_no_older_one(polls: Polls) -> None:
+    """Its timeout was counted on."""
+    end = f"{SERVER} {CLIENT}"
+    row = f"{end} ESTABLISHED 9"
+    assert polls.see(LISTENER, row, f"{row} 1") == [INGRESS]
+    assert polls.see(LISTENER, f"{end} FIN_WAIT1 9") == []
+
+
 def test_an_end_told_in_the_polls_own_drain_has_a_row(polls: Polls) -> None:
     """Its row looks as the one before did. The record of the connection after it is lost."""
     end, found = "10.0.0.5:5000 192.0.2.1:443", ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
@@ -590,3 +612,15 @@ def test_a_fast_open_child_that_is_older_than_a_syn_is_not_its_other_end(polls: 
     accepted, *opened = proxy(2)
     child = accepted.replace("ESTABLISHED", "FIN_WAIT1")
     assert polls.hear(child, *opened) == PROXIED
+
+
+def test_an_accepting_end_that_waits_for_data(polls: Polls) -> None:
+    """It comes with the first data (TCP_DEFER_ACCEPT); the remote address is this machine's own."""
+    polls.own("10.0.0.2")
+    assert polls.hear(*opens(1, 7), now=2) == PAIRED
+    assert polls.hear(accepts(30_000, 8), now=30_000) == []
+
+
+def test_the_row_of_an_opening_end_whose_accepting_end_waits_for_data(polls: Polls) -> None:
+    polls.own("10.0.0.2")
+    assert polls.see(f"{S} 0.0.0.0:0 LISTEN 1", f"{C} {S} ESTABLISHED 5", f"{S} {C} SYN_RECV 0") == PAIRED
