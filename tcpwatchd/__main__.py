@@ -87,17 +87,31 @@ def open_trace(settings: Settings, stack: contextlib.ExitStack) -> Trace:
 
     Raises TraceError.
     """
-    if settings.trace_instance is None and os.path.isdir(SERVICE_TRACE):
+    if settings.trace_instance is None and os.path.exists(f"{SERVICE_TRACE}/trace_clock"):
         trace = Trace(SERVICE_TRACE)
     elif os.geteuid() != 0:
         raise TraceError(f"no instance at {SERVICE_TRACE}, and only root can make one")
     else:
         remove_stale()
+        raise_file_limit()
         path = set_up(settings.trace_instance or f"{OWN_INSTANCE}{os.getpid()}", settings.trace_buffer)
-        trace = Trace(path)
+        try:
+            trace = Trace(path)
+        except TraceError:
+            remove_if_free(path)
+            raise
         stack.callback(remove_if_free, path)
     stack.callback(trace.close)
     return trace
+
+
+def raise_file_limit() -> None:
+    """Two descriptors a CPU can be more than what a shell allows."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # then it must do with what there is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def remove_if_free(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,10 @@ class Pipeline:
         """Whether the trace has been read since the snapshot before."""
         self._drain_failing = self._counters_failing = False
         """Whether each could not be read when it was last tried."""
+        self._trace_changed = False
+        """Whether the instance is not what it was set up to be."""
+        self._sound_at = now()
+        """When it was last found to be."""
         self._totals = dict.fromkeys(("missed_trace", "missed_inbound", "missed_outbound"), 0)
         self._totals |= dict.fromkeys(("records_lost", "malformed_rows"), 0)
 
@@ -76,12 +81,13 @@ class Pipeline:
         snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
         self.drain()
+        trace_sound = self._check_trace()
         unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
         new = self._tracker.find_new(snapshot, unchanged, traced=not self._drain_failing)
         self._tables.keep()
         self._feed_watchdog()
         self.outbox.add(new)
-        self._count_missed(counters, snapshot, new)
+        self._count_missed(counters, snapshot, new, trace_sound)
         self._report_malformed(snapshot.malformed)
         self._recovery.changed |= bool(snapshot.fresh or snapshot.gone)
         self._recovery.save()
@@ -109,6 +115,37 @@ class Pipeline:
             self.report(event.trace_recovered(now()))
             self._drain_failing = False
         self._take_released(time.monotonic_ns())
+
+    def _check_trace(self) -> bool:
+        """Whether the trace recorded all since the last poll.
+
+        Whoever traces as root can change the instance. It is repaired where that may be done; for the time
+        from when it was last found to be sound only polls are to be trusted.
+        """
+        if not self._trace:
+            return False
+        fault = self._find_fault(self._trace)
+        if fault and not self._trace_changed:
+            self.report(event.trace_changed(fault, now()))
+            self._trace_changed = True
+        if fault:
+            with contextlib.suppress(OSError):  # the service may not
+                self._trace.repair()
+                fault = self._find_fault(self._trace)
+        if fault:
+            return False
+        sound, self._trace_changed = not self._trace_changed, False
+        if not sound:
+            self.report(event.trace_gap(self._sound_at, now()))
+        self._sound_at = now()
+        return sound
+
+    def _find_fault(self, trace: Trace) -> str | None:
+        try:
+            trace.check()
+        except (OSError, ValueError, Failure) as error:
+            return describe(error)
+        return None
 
     def _take_released(self, until: int) -> None:
         released = self._tracker.release(until)
@@ -180,9 +217,11 @@ class Pipeline:
             self.report(event.rows_malformed(rows, now()))
         self._totals["malformed_rows"] += len(rows)
 
-    def _count_missed(self, counters: list[int] | None, snapshot: Snapshot, new: list[Connection]) -> None:
+    def _count_missed(
+        self, counters: list[int] | None, snapshot: Snapshot, new: list[Connection], trace_sound: bool
+    ) -> None:
         """What a poll finds was missed by the trace; what polls miss, the kernel's counters tell."""
-        traced = self._trace is not None and not self._drain_failing
+        traced = trace_sound and not self._drain_failing
         if traced and self._trace_unbroken:
             self._totals["missed_trace"] += sum(found.detected_by == "poll" for found in new)
         self._trace_unbroken = traced

@@ -56,7 +56,8 @@ def page(stamp: int, *entries: bytes, flags: int = 0, lost: int | None = None) -
 def make_settings(root: Path) -> None:
     shutil.copytree(FIXTURE / "events", root / "events", dirs_exist_ok=True)
     for file, value in SETTINGS.items():
-        (root / file).write_text(f"local [{value}]\n" if file == "trace_clock" else f"{value}\n")
+        text = {"trace_clock": f"local [{value}]", "tracing_cpumask": "ffffffff"}.get(file, value)
+        (root / file).write_text(f"{text}\n")
 
 
 def make_instance(root: Path, *cpus: bytes, overrun: int = 0) -> str:

@@ -15,67 +15,121 @@ import stat
 from tcpwatchd.failure import Failure
 
 TRACING = "/sys/kernel/tracing"
+DEBUG_TRACING = "/sys/kernel/debug/tracing"
+"""Where systemd before 246 has it."""
 EVENT = "events/sock/inet_sock_set_state"
 FILTER = (
     "protocol==6 && (newstate==1 || newstate==2 || newstate==10 "
-    "|| newstate==7 && (oldstate==2 || oldstate==3 || oldstate==10) "
-    "|| oldstate==3 && (newstate==4 || newstate==8))"
+    "|| oldstate==3 && (newstate==4 || newstate==8) "
+    "|| newstate==7 && (oldstate==2 || oldstate==3 || oldstate==10))"
 )
-"""Into ESTABLISHED, SYN_SENT and LISTEN; into CLOSE what never was established; and from SYN_RECV into
-FIN_WAIT1 and CLOSE_WAIT, as a Fast Open child goes that ends before its handshake does."""
+"""Into ESTABLISHED, SYN_SENT and LISTEN, and into CLOSE what never was established.
+
+A server's Fast Open child that exchanged data in SYN_RECV may go on to FIN_WAIT1 or CLOSE_WAIT without
+ever being ESTABLISHED. From SYN_RECV to CLOSE goes such a child that is reset, and any handshake that fails:
+a plain tracepoint does not tell them apart, and neither is a connection here.
+"""
 OWN_INSTANCE = "tcpwatchd-"
 """What begins the name of an instance that a process makes for itself; its PID follows."""
 TOTAL_KB = 16 * 1024
 """The most that the buffers of all CPUs may take."""
 SETTINGS = {
+    "tracing_on": "1",
     "trace_clock": "mono",
-    "buffer_percent": "0",
     f"{EVENT}/filter": FILTER,
     f"{EVENT}/enable": "1",
-    "tracing_on": "1",
+    "set_event_pid": "",
+    "set_event_notrace_pid": "",
+    "tracing_cpumask": "all",
 }
-READ_FILES = (
-    "trace_clock",
-    "tracing_on",
-    "events/header_page",
-    "events/header_event",
-    f"{EVENT}/format",
-    f"{EVENT}/filter",
-    f"{EVENT}/enable",
-)
+"""What an instance must be, or it records less or other than it should."""
+OPTIONS = {
+    "buffer_percent": "0",
+    "options/overwrite": "1",
+    "options/stacktrace": "0",
+    "options/userstacktrace": "0",
+}
+"""What is set so because records come sooner and fewer are lost; none of it is in all kernels."""
+READ_FILES = (*SETTINGS, "events/header_page", "events/header_event", f"{EVENT}/format")
 """What a reader without privilege must be able to read, beside the files of each CPU."""
 CPU_FILES = ("trace_pipe_raw", "stats")
+ONLINE = "/sys/devices/system/cpu/online"
 
 
 class TraceError(Failure):
     """The trace is not to be had; the text says why."""
 
 
+def find_tracing() -> str:
+    """The directory where tracefs is mounted; as root it is mounted if it is not. Raises TraceError."""
+    for path in (TRACING, DEBUG_TRACING):
+        if os.path.isdir(f"{path}/events"):
+            return path
+    if os.path.isdir(TRACING) and os.geteuid() == 0:
+        import subprocess
+
+        with contextlib.suppress(OSError):  # without mount(8) the user is told what to do
+            mount = ["mount", "-t", "tracefs", "tracefs", TRACING]
+            subprocess.run(mount, check=False, capture_output=True)  # noqa: S603, the words are ours
+    if os.path.isdir(f"{TRACING}/events"):
+        return TRACING
+    if os.path.isdir(TRACING):
+        raise TraceError(f"tracefs is not mounted: mount -t tracefs tracefs {TRACING}")
+    raise TraceError(f"this kernel has no tracing: there is no {TRACING}")
+
+
 def set_up(name: str, buffer_kb: int) -> str:
     """Make an instance, or repair one that stands, and return its directory. Raises TraceError.
 
-    Only what differs is written: writing even the same clock empties the buffers.
+    An instance that was made and cannot be set up is removed.
     """
-    path = f"{TRACING}/instances/{name}"
+    tracing = find_tracing()
+    if not os.path.isdir(f"{tracing}/instances"):
+        raise TraceError("this kernel allows no instances of its tracing (is it locked down?)")
+    path = f"{tracing}/instances/{name}"
+    made = False
     try:
         with contextlib.suppress(FileExistsError):  # left by a crash, or the service's
             os.mkdir(path)
+            made = True
         held = lock(path)
-    except OSError as error:
+        try:
+            write_settings(path)
+            set_buffer_size(path, buffer_kb)
+        finally:
+            os.close(held)
+    except (OSError, ValueError) as error:
+        if made:
+            with contextlib.suppress(OSError):  # what it could not be set up for is told
+                remove(path)
         raise TraceError(explain(error)) from error
-    try:
-        cpus = len(list_cpus(path))
-        kilobytes = max(4, min(buffer_kb, TOTAL_KB // cpus))
-        if abs(int(read_file(path, "buffer_size_kb").split()[0]) - kilobytes) > 4:
-            write_file(path, "buffer_size_kb", str(kilobytes))
-        for file, value in SETTINGS.items():
-            if not is_set(path, file, value):
-                write_file(path, file, value)
-    except OSError as error:
-        raise TraceError(explain(error)) from error
-    finally:
-        os.close(held)
     return path
+
+
+def write_settings(path: str) -> None:
+    """Only what differs is written: writing even the same clock empties the buffers. Raises OSError."""
+    for file, value in OPTIONS.items():
+        with contextlib.suppress(FileNotFoundError):  # an older kernel
+            if read_file(path, file) != value:
+                write_file(path, file, value)
+    for file, value in SETTINGS.items():
+        if not is_set(path, file, value):
+            write_file(path, file, format_mask(os.cpu_count() or 1) if value == "all" else value)
+
+
+def set_buffer_size(path: str, buffer_kb: int) -> None:
+    """`buffer_kb` is for one CPU. Raises OSError."""
+    kilobytes = max(4, min(buffer_kb, TOTAL_KB // len(list_online_cpus(path))))
+    size = read_file(path, "buffer_size_kb").split()[0]
+    # "X" where CPUs differ; the kernel rounds to pages.
+    if not size.isdecimal() or abs(int(size) - kilobytes) > 4:
+        write_file(path, "buffer_size_kb", str(kilobytes))
+
+
+def format_mask(cpus: int) -> str:
+    """A mask of all CPUs that are possible at least, as the kernel reads it: words of 32 bits."""
+    words = [(1 << min(32, cpus - first)) - 1 for first in range(0, cpus, 32)]
+    return ",".join(f"{word:08x}" for word in reversed(words))
 
 
 def lock(path: str) -> int:
@@ -93,9 +147,10 @@ def open_to_all(path: str) -> None:
     """Let any user who gets to the instance read what a reader needs, and nothing else."""
     for file in (*READ_FILES, *(f"per_cpu/{cpu}/{file}" for cpu in list_cpus(path) for file in CPU_FILES)):
         parts = file.split("/")
-        for depth in range(len(parts)):
-            allow(os.path.join(path, *parts[:depth]), stat.S_IROTH | stat.S_IXOTH)
-        allow(os.path.join(path, file), stat.S_IROTH)
+        with contextlib.suppress(FileNotFoundError):  # an older kernel
+            allow(os.path.join(path, file), stat.S_IROTH)
+            for depth in range(len(parts)):
+                allow(os.path.join(path, *parts[:depth]), stat.S_IROTH | stat.S_IXOTH)
 
 
 def allow(path: str, bits: int) -> None:
@@ -103,12 +158,17 @@ def allow(path: str, bits: int) -> None:
 
 
 def remove_stale() -> None:
-    """Remove instances that processes which are no more made for themselves."""
-    for name in os.listdir(f"{TRACING}/instances") if os.path.isdir(f"{TRACING}/instances") else ():
+    """Remove instances that processes which are no more made for themselves. Raises TraceError."""
+    instances = f"{find_tracing()}/instances"
+    try:
+        names = os.listdir(instances) if os.path.isdir(instances) else []
+    except OSError as error:
+        raise TraceError(explain(error)) from error
+    for name in names:
         pid = name[len(OWN_INSTANCE) :]
         if name.startswith(OWN_INSTANCE) and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
             with contextlib.suppress(OSError):  # somebody reads it, or removed it just now
-                remove(f"{TRACING}/instances/{name}")
+                remove(f"{instances}/{name}")
 
 
 def remove(path: str) -> None:
@@ -116,14 +176,34 @@ def remove(path: str) -> None:
     os.rmdir(path)
 
 
-def explain(error: OSError) -> str:
+def explain(error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
     if error.errno == errno.ENOENT:
         return f"no tracing here: {error.filename} does not exist"
     return f"{error.filename}: {error.strerror}"
 
 
 def list_cpus(path: str) -> list[str]:
+    """The directories of all CPUs that are possible, in order."""
     return sorted(os.listdir(os.path.join(path, "per_cpu")), key=lambda name: int(name[3:]))
+
+
+def list_online_cpus(path: str) -> list[str]:
+    """Those of CPUs that are online; all where that is not known. Raises OSError."""
+    cpus = list_cpus(path)
+    online = read_online_cpus()
+    return [cpu for cpu in cpus if int(cpu[3:]) in online] or cpus
+
+
+def read_online_cpus() -> set[int]:
+    """From a list of ranges (Documentation/admin-guide/cputopology.rst); empty where it is not to be had."""
+    try:
+        with open(ONLINE) as text:
+            ranges = [part.split("-") for part in text.read().strip().split(",")]
+        return {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
+    except (OSError, ValueError):
+        return set()
 
 
 def read_file(path: str, file: str) -> str:
@@ -132,17 +212,29 @@ def read_file(path: str, file: str) -> str:
 
 
 def write_file(path: str, file: str, value: str) -> None:
+    """An empty value takes all out of a list (O_TRUNC)."""
     with open(os.path.join(path, file), "w") as text:
         text.write(value)
 
 
 def is_set(path: str, file: str, value: str) -> bool:
-    text = read_file(path, file)
-    return f"[{value}]" in text.split() if file == "trace_clock" else text == value
+    """Raises OSError. A list or mask that a kernel does not have leaves nothing out."""
+    try:
+        text = read_file(path, file)
+    except FileNotFoundError:
+        if value in ("", "all"):
+            return True
+        raise
+    if file == "trace_clock":
+        return f"[{value}]" in text.split()
+    if file == "tracing_cpumask":
+        mask = int(text.replace(",", ""), 16)
+        return all(mask >> cpu & 1 for cpu in read_online_cpus())
+    return text == value
 
 
 def check(path: str) -> None:
     """Raises TraceError when the instance does not record what it should, OSError when it cannot be read."""
-    for file in ("trace_clock", "tracing_on", f"{EVENT}/filter", f"{EVENT}/enable"):
-        if not is_set(path, file, SETTINGS[file]):
-            raise TraceError(f"{path}/{file} is {read_file(path, file)!r}, not {SETTINGS[file]!r}")
+    for file, value in SETTINGS.items():
+        if not is_set(path, file, value):
+            raise TraceError(f"{path}/{file} is {read_file(path, file)!r}, not {value!r}")

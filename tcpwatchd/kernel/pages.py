@@ -24,7 +24,8 @@ LONG, LONGEST_SHORT, PADDING, TIME_EXTEND, TIME_STAMP = 0, 28, 29, 30, 31
 """Kinds of an entry (enum ring_buffer_type). From 1 to 28 they are the number of words of a record; all
 others have a second word: the length of itself and the record, or the upper bits of a time."""
 WORD = struct.Struct("=I")
-LOSS = struct.Struct("=Q")
+TYPE = struct.Struct("=H")
+"""`common_type`, which each record begins with (struct trace_entry)."""
 KIND, DELTA = (0, 5) if sys.byteorder == "little" else (27, 0)
 """Where an entry's type and its time stand in its first word: bit fields follow the order of bytes."""
 KINDS, LONGEST_DELTA = 0x1F, 0x07FFFFFF
@@ -32,7 +33,17 @@ MISSED, COUNTED, LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
 """Parts of a commit word; its upper half may be the sign of the lower one."""
 
 ENTRY = r"type_len\s*:\s*5 bits\s+time_delta\s*:\s*27 bits\s+array\s*:\s*32 bits"
-FIELDS = ("common_pid", "skaddr", "oldstate", "newstate", "sport", "dport", "saddr_v6", "daddr_v6")
+FIELDS = (
+    "common_type",
+    "common_pid",
+    "skaddr",
+    "oldstate",
+    "newstate",
+    "sport",
+    "dport",
+    "saddr_v6",
+    "daddr_v6",
+)
 """In the order of known kernels."""
 CODES = {2: ("H",), 4: ("i",), 8: ("Q",), 16: ("12s", "4s")}
 """Of a field of so many bytes. An address is in two parts: the first tells whether it is IPv4-mapped."""
@@ -56,6 +67,10 @@ class Layout(NamedTuple):
     """Time stamp and commit word of a page."""
     entry: struct.Struct
     """An entry's first word, and the fields of its record by their offsets."""
+    loss: struct.Struct
+    """The count of lost records behind the last record: a long of the kernel."""
+    event: int
+    """The number of the event, which its records have as `common_type`: others may be traced here too."""
     pick: Callable[[Fields], Fields] | None
     """Brings what `entry` unpacks into the order of FIELDS, if it is another."""
 
@@ -83,13 +98,15 @@ class Decoder:
         otherwise.
         """
         found: list[Transition] = []
-        damaged = False
+        others, damaged = 0, False
         for page in drain.pages:
             try:
-                found += decode_page(page, self.layout)
+                transitions, foreign = decode_page(page, self.layout)
+                found += transitions
+                others += foreign
             except (KeyError, struct.error):  # what no kernel writes; the kernel's count tells how many
                 damaged = True
-        decoded = len(found)
+        decoded = len(found) + others
         taken = sum(records - self.taken.get(cpu, 0) for cpu, records in drain.taken.items())
         self.taken.update(drain.taken)
         found += self.deferred
@@ -110,21 +127,25 @@ class Decoder:
 def read_layout(formats: Formats) -> Layout:
     """Raises ValueError for a kernel whose layout is not understood."""
     page, record = parse_fields(formats.page), parse_fields(formats.record)
+    event = re.search(r"^ID: (\d+)$", formats.record, re.MULTILINE)
     if (
-        not re.search(ENTRY, formats.entry)
+        event is None
+        or not re.search(ENTRY, formats.entry)
         or not {"timestamp", "commit", "data"} <= page.keys()
         or not set(FIELDS) <= record.keys()
     ):
         raise ValueError("this kernel's trace records have an unknown layout")
     data, capacity = page["data"]
-    commit = struct.Struct({4: "=QI", 8: "=QQ"}[page["commit"][1]])
-    return Layout(data + capacity, data, commit, *read_entry(record))
+    long = {4: "I", 8: "Q"}[page["commit"][1]]
+    header, loss = struct.Struct(f"=Q{long}"), struct.Struct(f"={long}")
+    entry, pick = read_entry(record)
+    return Layout(data + capacity, data, header, entry, loss, int(event[1]), pick)
 
 
 def trim(page: bytes, layout: Layout) -> bytes:
     """Without what follows its records and the count of lost ones."""
     _, commit = layout.header.unpack_from(page)
-    return page[: layout.data + (commit & LENGTH) + LOSS.size]
+    return page[: layout.data + (commit & LENGTH) + layout.loss.size]
 
 
 def find_loss(page: bytes, layout: Layout) -> int | None:
@@ -134,7 +155,7 @@ def find_loss(page: bytes, layout: Layout) -> int | None:
         return 0
     if not commit & COUNTED:
         return None
-    return int(LOSS.unpack_from(page, layout.data + (commit & LENGTH))[0])
+    return int(layout.loss.unpack_from(page, layout.data + (commit & LENGTH))[0])
 
 
 def read_entry(fields: dict[str, tuple[int, int]]) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:
@@ -155,16 +176,19 @@ def read_entry(fields: dict[str, tuple[int, int]]) -> tuple[struct.Struct, Calla
     return entry, operator.itemgetter(0, *(place for name in FIELDS for place in places[name]))
 
 
-def decode_page(page: bytes, layout: Layout) -> list[Transition]:
-    """The transitions of a page, in its order. Raises KeyError and struct.error for what no kernel writes."""
+def decode_page(page: bytes, layout: Layout) -> tuple[list[Transition], int]:
+    """The transitions of a page, in its order, and how many records of other events it has.
+
+    Raises KeyError and struct.error for what no kernel writes.
+    """
     stamp, commit = layout.header.unpack_from(page)
     data = page[layout.data : layout.data + (commit & LENGTH)]
-    times, records = split_uniform(data, stamp, layout) or split_mixed(data, stamp, layout)
+    times, records, others = split_uniform(data, stamp, layout) or split_mixed(data, stamp, layout)
     if layout.pick:
         records = map(layout.pick, records)
     found = []
     for when, fields in zip(times, records):
-        _, pid, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
+        _, _, pid, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
         end = NOWHERE
         if new != CLOSE:
             local += sport.to_bytes(2, "big")
@@ -175,41 +199,51 @@ def decode_page(page: bytes, layout: Layout) -> list[Transition]:
                 remote = remote_head + remote
             end = make(End, (Endpoint(local), Endpoint(remote)))
         found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, pid)))
-    return found
+    return found, others
 
 
-def split_uniform(data: bytes, stamp: int, layout: Layout) -> tuple[Iterable[int], Iterable[Fields]] | None:
-    """The times and records of a page that holds nothing but whole records, as a busy kernel writes it."""
+def split_uniform(
+    data: bytes, stamp: int, layout: Layout
+) -> tuple[Iterable[int], Iterable[Fields], int] | None:
+    """The times and records of a page that holds nothing but whole records, as a busy kernel writes it.
+
+    None for any other page, and where the fields stand in another order than in known kernels.
+    """
     if not data or len(data) % layout.entry.size:
         return None
     records = list(layout.entry.iter_unpack(data))
     words = [record[0] for record in records]
     if {word >> KIND & KINDS for word in words} != {layout.entry.size // 4 - 1}:
         return None
+    if layout.pick or {record[1] for record in records} != {layout.event}:
+        return None
     times = accumulate([word >> DELTA & LONGEST_DELTA for word in words], initial=stamp)
-    return islice(times, 1, None), records
+    return islice(times, 1, None), records, 0
 
 
-def split_mixed(data: bytes, stamp: int, layout: Layout) -> tuple[list[int], list[Fields]]:
-    """The times and records of any page, entry by entry (rb_event_length in kernel/trace/ring_buffer.c)."""
-    now, at, times, records = stamp, 0, [], []
+def split_mixed(data: bytes, stamp: int, layout: Layout) -> tuple[list[int], list[Fields], int]:
+    """The times and records of any page, entry by entry (rb_event_length in kernel/trace/ring_buffer.c).
+
+    Records of other events are counted.
+    """
+    now, at, times, records, others = stamp, 0, [], [], 0
     while at + WORD.size <= len(data):
         (word,) = WORD.unpack_from(data, at)
         kind, delta = word >> KIND & KINDS, word >> DELTA & LONGEST_DELTA
-        if LONG < kind <= LONGEST_SHORT:
-            now += delta
-            times.append(now)
-            records.append(layout.entry.unpack_from(data, at))
-            at += WORD.size + WORD.size * kind
-            continue
         if kind == PADDING and not delta:
             break  # the rest of the page is empty
-        (second,) = WORD.unpack_from(data, at + WORD.size)
-        if kind == LONG:
+        second = 0
+        if kind == LONG or kind > LONGEST_SHORT:
+            (second,) = WORD.unpack_from(data, at + WORD.size)
+        if kind <= LONGEST_SHORT:
             now += delta
-            times.append(now)
-            records.append(layout.entry.unpack_from(data, at + WORD.size))
-            at += WORD.size + second
+            before = at if kind else at + WORD.size
+            if TYPE.unpack_from(data, before + WORD.size)[0] == layout.event:
+                times.append(now)
+                records.append(layout.entry.unpack_from(data, before))
+            else:
+                others += 1
+            at += WORD.size + (WORD.size * kind if kind else second)
         elif kind == PADDING:  # a record that was discarded
             now += delta
             at += WORD.size + second
@@ -219,7 +253,7 @@ def split_mixed(data: bytes, stamp: int, layout: Layout) -> tuple[list[int], lis
         else:
             now = (second << 27) + delta
             at += 2 * WORD.size
-    return times, records
+    return times, records, others
 
 
 def parse_fields(text: str) -> dict[str, tuple[int, int]]:

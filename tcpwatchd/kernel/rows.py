@@ -77,7 +77,7 @@ class Format:
         found = self._cut(block)
         if block.endswith(b"\n") and len(found) == block.count(b"\n"):
             return list(map(b"".join, found))
-        return [self._slice_line(line) for line in block.splitlines(keepends=True)]
+        return [self._slice_line(line + b"\n") for line in block.removesuffix(b"\n").split(b"\n")]
 
     def _is_regular(self, block: bytes, number: int, owner: int, end: int) -> bool:
         """Whether all rows have the usual length, row numbers of one width, and inodes that end at `end`."""

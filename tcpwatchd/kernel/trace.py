@@ -13,7 +13,16 @@ import time
 from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import Drain, Formats
-from tcpwatchd.kernel.instance import EVENT, TraceError, check, explain, list_cpus, lock, read_file
+from tcpwatchd.kernel.instance import (
+    EVENT,
+    TraceError,
+    check,
+    explain,
+    list_online_cpus,
+    lock,
+    read_file,
+    write_settings,
+)
 from tcpwatchd.kernel.pages import find_loss, read_layout, trim
 
 if TYPE_CHECKING:
@@ -33,17 +42,17 @@ class Trace:
         self.path = path
         self._lock = -1
         self._cpus: list[_Cpu] = []
-        self._readable = select.epoll()
+        self.cleared = False
+        """Whether somebody emptied the buffers since the last `check`."""
         try:
+            self._readable = select.epoll()
             self._lock = lock(path)
             self.instance = os.fstat(self._lock).st_ino
             """The inode of its directory: another instance has another."""
             check(path)
             self.formats = read_formats(path)
             self._layout = read_layout(self.formats)
-            for cpu in list_cpus(path):
-                self._cpus.append(_Cpu(int(cpu[3:]), os.path.join(path, "per_cpu", cpu)))
-                self._readable.register(self._cpus[-1].descriptor, select.EPOLLIN)
+            self._open_cpus()
         except TraceError:
             self.close()
             raise
@@ -51,6 +60,29 @@ class Trace:
             self.close()
             text = explain(error) if isinstance(error, OSError) else f"{path}: {error}"
             raise TraceError(text) from error
+
+    def _open_cpus(self) -> None:
+        """Those that are online and not open yet; a CPU that goes offline is kept."""
+        known = {cpu.number for cpu in self._cpus}
+        for name in list_online_cpus(self.path):
+            if int(name[3:]) not in known:
+                self._cpus.append(_Cpu(int(name[3:]), os.path.join(self.path, "per_cpu", name)))
+                self._readable.register(self._cpus[-1].descriptor, select.EPOLLIN)
+
+    def check(self) -> None:
+        """See that the instance is what it was set up to be, and open CPUs that came online.
+
+        Raises TraceError with what is wrong, and OSError.
+        """
+        self._open_cpus()
+        check(self.path)
+        if self.cleared:
+            self.cleared = False
+            raise TraceError(f"{self.path}: its buffers were emptied")
+
+    def repair(self) -> None:
+        """Set the instance up again. Raises OSError, without privilege always."""
+        write_settings(self.path)
 
     def fileno(self) -> int:
         """A descriptor that is readable when any CPU has records."""
@@ -63,6 +95,7 @@ class Trace:
             self._read(cpu)
         filled = [(cpu, cpu.read_statistics()) for cpu in self._cpus if cpu.pages]
         lost = sum(cpu.count_lost(statistics, self._layout) for cpu, statistics in filled)
+        self.cleared |= any(cpu.is_cleared(statistics) for cpu, statistics in filled)
         taken = {cpu.number: statistics["read events"] for cpu, statistics in filled}
         pages = [trim(page, self._layout) for cpu, _ in filled for page in cpu.pages]
         for cpu, _ in filled:
@@ -102,7 +135,9 @@ class _Cpu:
         self.online = True
         self.pages: list[bytes] = []
         """Taken out and not handed over yet: a drain can fail half-way."""
-        self._overrun = self.read_statistics()["overrun"]
+        statistics = self.read_statistics()
+        self._overrun, self._dropped = statistics["overrun"], statistics.get("dropped events", 0)
+        self._taken = statistics["read events"]
 
     def read_pages(self, size: int) -> None:
         """All there is. Nothing, and each error of NOTHING_NOW, means nothing now, never the end."""
@@ -124,7 +159,18 @@ class _Cpu:
                 overwritten = max(1, statistics["overrun"] - self._overrun)
             self._overrun += overwritten
             lost += overwritten
-        return lost
+        # Where somebody has the newest records dropped rather than the oldest (options/overwrite).
+        dropped = max(0, statistics.get("dropped events", 0) - self._dropped)
+        self._dropped += dropped
+        return lost + dropped
+
+    def is_cleared(self, statistics: dict[str, int]) -> bool:
+        """Whether the kernel's counts began anew since they were last read."""
+        cleared = statistics["read events"] < self._taken
+        self._taken = statistics["read events"]
+        if cleared:
+            self._overrun, self._dropped = statistics["overrun"], statistics.get("dropped events", 0)
+        return cleared
 
     def read_statistics(self) -> dict[str, int]:
         """What the kernel writes anew for each reading at offset 0. Raises OSError."""

@@ -34,6 +34,7 @@ KEEPING_RECOVERED = "40ee1956c6094f458d88ad444b807bad"
 TRACE_GAP = "a6a0151d221745bfafe31da4f21d546d"
 RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
 TRACE_FAILED = "1fe90731c0b14de9810cd0dd1ebbc1c4"
+TRACE_CHANGED = "8f0556848a0c42579e845ed3f138217a"
 TRACE_RECOVERED = "2630a250e8a3444ea795209e27ca023b"
 CONNECTIONS_MISSED = "bd93be3c6e4948478207fa1a3ae28355"
 COUNTERS_FAILED = "54f14b4d16674f6cbb66e5ff871af92a"
@@ -133,6 +134,11 @@ def records_lost(records: int, now: int) -> Event:
 def trace_failed(reason: str, now: int) -> Event:
     message = f"Cannot read the kernel's trace, will try again: {reason}"
     return _own(now, TRACE_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def trace_changed(reason: str, now: int) -> Event:
+    message = f"Only polling until the kernel's trace is set up as it was: {reason}"
+    return _own(now, TRACE_CHANGED, WARNING, message, ERROR_MESSAGE=reason)
 
 
 def trace_recovered(now: int) -> Event:

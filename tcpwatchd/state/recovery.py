@@ -211,4 +211,4 @@ class Recovery:
 
 def count_slipped(decoder: Decoder, last: Progress) -> int:
     """Records that the process before took out of the instance and did not log: it ended between the two."""
-    return sum(records - last.taken.get(cpu, 0) for cpu, records in decoder.taken.items())
+    return sum(max(0, records - last.taken.get(cpu, 0)) for cpu, records in decoder.taken.items())

@@ -252,3 +252,9 @@ def test_sockets_that_connect_are_counted_at_each_reading(tmp_path: Path) -> Non
         write_tables(tmp_path, rows, [])
         counts.append(take(tables).connecting)
     assert counts == [1, 1, 1, 0]
+
+
+def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:
+    """A row that makes no sense may hold any other byte."""
+    write_tables(tmp_path, ["   0: some\rnon\x0bsense", "   1: more"], None)
+    assert len(Tables(str(tmp_path)).read_snapshot().malformed) == 2
