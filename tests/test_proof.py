@@ -20,7 +20,7 @@ import pytest
 
 from tcpwatchd.kernel.instance import remove, set_up
 from tcpwatchd.output import event
-from tests.daemon import Daemon
+from tests.daemon import Daemon, run_program
 from tests.holder import Traffic
 from tests.mixed import PORT4
 from tests.namespace import TRACING, Namespace, run, wait_until
@@ -339,6 +339,35 @@ def test_without_privilege(output: IO[bytes], trace: str, tmp_path: Path) -> Non
     wait_until(lambda: count(output, event.TRACE_UNAVAILABLE) == 1, 10, "said")
     daemon.end(signal.SIGTERM)
     assert count(output, event.TRACE_UNAVAILABLE) == 1
+
+
+def test_a_root_that_may_nothing_polls(output: IO[bytes]) -> None:
+    """As in a container of a user's own."""
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    inside = [*nobody, "unshare", "--user", "--map-root-user", "--net"]
+    daemon = Daemon("--output", "json", "--interval", "0.1", prefix=inside, stdout=output)
+    wait_until(lambda: count(output, event.TRACE_UNAVAILABLE) == 1, 10, "said")
+    assert told(output, event.TRACE_UNAVAILABLE)[0]["ERROR_MESSAGE"] == f"{TRACING}: Permission denied"
+    assert daemon.end(signal.SIGTERM)[0] == 0
+
+
+@pytest.mark.parametrize("empty", ["", "mkdir -p /run/tcpwatchd-trace && "])
+def test_tracefs_is_mounted_where_it_is_missing(output: IO[bytes], empty: str) -> None:
+    """And a directory that the service left behind is no instance."""
+    script = f'umount --lazy /sys/kernel/tracing; mount -t tmpfs none /run && {empty}exec "$@"'
+    inside = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    daemon = Daemon(
+        "--output", "json", "--interval", "0.1", "--trace", "require", prefix=inside, stdout=output
+    )
+    wait_until(lambda: count(output, event.TRACE_USED) == 1, 10, "said")
+    assert daemon.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_kernel_without_tracing_is_told_in_a_line() -> None:
+    hidden = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys/kernel && exec "$@"', "sh"]
+    result = run_program("--trace", "require", prefix=hidden)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "tcpwatchd: this kernel has no tracing: there is no /sys/kernel/tracing\n"
 
 
 def test_a_baseline_that_cannot_be_kept_is_told_once(output: IO[bytes], tmp_path: Path) -> None:

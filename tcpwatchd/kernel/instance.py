@@ -65,6 +65,8 @@ def find_tracing() -> str:
     for path in (TRACING, DEBUG_TRACING):
         if os.path.isdir(f"{path}/events"):
             return path
+    if os.path.isdir(TRACING) and not os.access(TRACING, os.R_OK | os.X_OK):
+        raise TraceError(f"{TRACING}: {os.strerror(errno.EACCES)}")
     if os.path.isdir(TRACING) and os.geteuid() == 0:
         import subprocess
 
@@ -212,9 +214,13 @@ def read_file(path: str, file: str) -> str:
 
 
 def write_file(path: str, file: str, value: str) -> None:
-    """An empty value takes all out of a list (O_TRUNC)."""
-    with open(os.path.join(path, file), "w") as text:
-        text.write(value)
+    """An empty value takes all out of a list (O_TRUNC). Raises OSError that names the file."""
+    name = os.path.join(path, file)
+    try:
+        with open(name, "w") as text:
+            text.write(value)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error
 
 
 def is_set(path: str, file: str, value: str) -> bool:

@@ -83,6 +83,10 @@ class Trace:
     def repair(self) -> None:
         """Set the instance up again. Raises OSError, without privilege always."""
         write_settings(self.path)
+        # Writing a clock empties the buffers too, which is no further change.
+        for cpu in self._cpus:
+            self.cleared |= cpu.is_cleared(cpu.read_statistics())
+        self.cleared = False
 
     def fileno(self) -> int:
         """A descriptor that is readable when any CPU has records."""

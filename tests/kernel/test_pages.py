@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 import time
@@ -12,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpwatchd.kernel.instance import EVENT, TraceError
-from tcpwatchd.kernel.pages import Decoder, Layout, decode_page, read_layout, split_mixed, split_uniform
+from tcpwatchd.kernel.pages import (
+    Decoder,
+    Layout,
+    decode_page,
+    find_loss,
+    read_layout,
+    split_mixed,
+    split_uniform,
+    trim,
+)
 from tcpwatchd.kernel.trace import Trace, read_formats
 from tests.ring import COUNTED, FIXTURE, MISSED, SIZE, make_instance, page, record, word
 
@@ -166,3 +176,25 @@ def test_the_short_way_and_the_long_way_agree(deltas: list[int], rest: bytes) ->
 
 
 LAYOUT = read_layout(read_formats(str(FIXTURE)))
+
+
+def test_the_count_of_lost_records_is_a_long_of_the_kernel(tmp_path: Path) -> None:
+    """4 bytes, and the length of the data too, on a kernel of 32 bits."""
+    formats = read_formats(make_instance(tmp_path, b""))
+    narrow = re.sub(r"(commit;\s*offset:8;\s*size:)8", r"\g<1>4", formats.page)
+    narrow = re.sub(r"(data;\s*offset:)16(;\s*size:)\d+", r"\g<1>12\g<2>4084", narrow)
+    layout = read_layout(formats._replace(page=narrow))
+    data = record(1)
+    raw = struct.pack("<QI", 1000, len(data) | MISSED | COUNTED) + data + struct.pack("<I", 41)
+    assert find_loss(raw, layout) == 41
+    assert decode_page(raw, layout)[0][0].skaddr == 1
+    assert trim(raw + bytes(100), layout) == raw
+
+
+def test_only_cpus_that_are_online_are_opened(tmp_path: Path) -> None:
+    """The kernel lists those that are possible, of which there may be a thousand."""
+    make_instance(tmp_path, page(1000, record(1)))
+    (tmp_path / "per_cpu" / "cpu4095").mkdir()
+    trace = Trace(str(tmp_path))
+    assert drain(trace) == ([1], 0)
+    trace.close()

@@ -14,8 +14,10 @@ import pytest
 from tcpwatchd.connection import TcpState, Transition
 from tcpwatchd.kernel.instance import (
     EVENT,
+    SETTINGS,
     TRACING,
     TraceError,
+    format_mask,
     open_to_all,
     read_file,
     remove,
@@ -205,3 +207,25 @@ def test_stale_instances_are_removed() -> None:
     remove_stale()
     assert (os.path.exists(stale), os.path.exists(living)) == (False, True)
     remove(living)
+
+
+def test_buffers_that_differ_are_set_up_again(path: str) -> None:
+    """The kernel then tells their size as X."""
+    write_file(path, "per_cpu/cpu0/buffer_size_kb", "64")
+    if len(cpus(path)) > 1:
+        assert read_file(path, "buffer_size_kb") == "X"
+    set_up(NAME, 512)
+    assert read_file(path, "buffer_size_kb").split()[0] != "X"
+
+
+def test_an_instance_that_cannot_be_set_up_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SETTINGS, f"{EVENT}/filter", "no such field == 1")
+    with pytest.raises(TraceError, match="filter"):
+        set_up(f"{NAME}-3", 64)
+    assert not os.path.exists(f"{TRACING}/instances/{NAME}-3")
+
+
+def test_a_mask_names_every_cpu() -> None:
+    assert format_mask(1) == "00000001"
+    assert format_mask(32) == "ffffffff"
+    assert format_mask(70) == "0000003f,ffffffff,ffffffff"
