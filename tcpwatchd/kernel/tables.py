@@ -168,8 +168,9 @@ class Tables:
             OptionalTable(os.path.join(root, "tcp6"), Format(4, byteorder)),
         )
         self._changes: list[Change] = []
-        self._ends: set[End] = set()
-        """Ends of which the last reading brought rows."""
+        self._came: set[End] = set()
+        self._went: set[End] = set()
+        """Ends of connections of which the last reading brought rows, and of which rows went."""
         self._addresses: set[bytes] | None = set()
         """Local addresses of all rows so far, None when they are too many to be kept."""
         self._connecting = self._connecting_now = 0
@@ -224,19 +225,20 @@ class Tables:
             for table, change in changes
         )
         self._changes = [change for _, change in changes]
-        self._ends = {row.end for row in fresh if row.state != TcpState.LISTEN}
+        self._came, self._went = (
+            {r.end for r in rows if r.state != TcpState.LISTEN} for rows in (fresh, gone)
+        )
         for table, change in changes:
             self._keep_addresses(table.list_addresses(change.fresh))
         return Snapshot(started, ended, fresh, gone, malformed, self._connecting_now)
 
     def find_unchanged(self, wanted: Iterable[End]) -> list[Row]:
-        """Rows that stayed as they were, at either end of a fresh row's connection or at a wanted end.
-
-        They are asked for until the snapshot is kept.
+        """Rows that stayed as they were: at either end of a fresh row's connection, beside a row that went,
+        or at a wanted end. They are asked for until the snapshot is kept.
         """
-        others = set(wanted)
+        others = self._went.union(wanted)
         found = zip(self._tables, self._changes)
-        return [row for table, change in found for row in table.find_unchanged(change, self._ends, others)]
+        return [row for table, change in found for row in table.find_unchanged(change, self._came, others)]
 
     def keep(self) -> None:
         """Make the snapshot that was read the last one."""

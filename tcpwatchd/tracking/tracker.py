@@ -131,10 +131,13 @@ class Tracker:
         flipped, opened, awaiting = end.flipped, begun is not None, self._awaiting_row
         told = awaiting[end][1] if end in awaiting else 0
         other_known = False
+        ended_early = state != ESTABLISHED
         if end != flipped:
             if received:
+                # A Fast Open child that ends early can be told of before its opening end; a row of that one
+                # is older then.
                 second = self._unpaired.settle(flipped, when) or (
-                    not opened and self._is_expected(end, flipped, holds)
+                    not (opened or ended_early) and self._is_expected(end, flipped, holds)
                 )
             else:
                 second = flipped in self._unpaired and self._is_opener(flipped, when, begun)
@@ -148,7 +151,6 @@ class Tracker:
                 awaiting[flipped] = when, other_told or 1
         awaiting[end] = when, told + 1
         internal = is_local(end, self.addresses)
-        ended_early = state != ESTABLISHED
         if opened or ended_early:
             # What was accepted with these ports before came from elsewhere, and this is the other half of a
             # transparent proxy; or it has closed, and its successor comes at once.
@@ -233,8 +235,9 @@ class Tracker:
     ) -> list[Connection]:
         """The connections that this snapshot is the first to show, in reading order.
 
-        `unchanged` are rows that stayed as they were, at either end of a fresh row's connection or at an end
-        that awaits its row. `traced` is false when the trace could not be read after the snapshot.
+        `unchanged` are rows that stayed as they were, at either end of a fresh row's connection, beside a row
+        that went, or at an end that awaits its row. `traced` is false when the trace could not be read after
+        the snapshot.
         """
         listeners = frozenset(self._listeners)
         self._count(snapshot)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from binascii import crc32
+
 import pytest
 
 from tcpwatchd.state.baseline import MAGIC, BaselineError, format_baseline, parse_baseline
-from tests.kept import make_baseline, make_full
+from tests.kept import END, make_baseline, make_full
 
 FULL = format_baseline(make_full())
 
@@ -26,3 +29,20 @@ def test_damage_anywhere_is_found() -> None:
         for damaged in (FULL[:at], FULL[:at] + bytes([FULL[at] ^ 1]) + FULL[at + 1 :]):
             with pytest.raises(BaselineError, match="checksum"):
                 parse_baseline(damaged)
+
+
+def test_what_an_older_version_kept() -> None:
+    """It did not count what the trace told of an end, nor note when a handshake began, nor older prints."""
+    header, line, *rows = FULL.split(b"\n", 2)
+    fields = json.loads(line)
+    known = fields[6]
+    known[3] = [text.rpartition(" ")[0] for text in known[3]]
+    known[6] = [handshake[:2] for handshake in known[6]]
+    del known[8]
+    body = b"\n".join([json.dumps(fields).encode(), *rows])
+    found = parse_baseline(b"%b%08x\n%b" % (header[: len(MAGIC)], crc32(body), body)).known
+    assert found == make_full().known._replace(
+        awaiting_row={END: (7, 1)},
+        handshakes={socket: (to, 0) for socket, (to, _) in make_full().known.handshakes.items()},
+        older_prints=frozenset(),
+    )

@@ -500,6 +500,13 @@ def test_an_older_print_is_no_past_in_the_very_next_poll(polls: Polls) -> None:
     assert polls.see(LISTENER, f"{end} CLOSE_WAIT 115") == [INGRESS]
 
 
+def test_of_two_lives_in_one_reading_the_later_stays(polls: Polls) -> None:
+    end = f"{SERVER} {CLIENT}"
+    assert polls.see(LISTENER, f"{end} CLOSE_WAIT 0", f"{end} ESTABLISHED 9") == [INGRESS, INGRESS]
+    assert polls.see(LISTENER, f"{end} ESTABLISHED 9") == []
+    assert polls.see(LISTENER, f"{end} CLOSE_WAIT 115") == [INGRESS]
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 def test_what_went_is_in_no_order(backwards: bool) -> None:
     """Two sockets of one end, one of them accepted since and one closed, whatever comes first."""
@@ -605,6 +612,13 @@ def test_a_fast_open_child_is_the_second_end(polls: Polls) -> None:
     syn, established = opens(102, 7)
     assert polls.hear(syn, f"102 8 {child}", established) == PAIRED
     assert polls.see(f"{C} {S} ESTABLISHED 5", f"{S} {C} FIN_WAIT1 0", at=200) == []
+
+
+def test_a_fast_open_child_beside_a_row_of_the_connection_before(polls: Polls) -> None:
+    """Which was shown at its opening end only, and has closed since."""
+    assert len(polls.see(f"{C} {S} ESTABLISHED 5", at=1)) == 1
+    syn, established = opens(10, 7)
+    assert polls.hear(syn, f"10 8 SYN_RECV FIN_WAIT1 {S} {C}", established) == PAIRED
 
 
 def test_a_fast_open_child_that_is_older_than_a_syn_is_not_its_other_end(polls: Polls) -> None:
