@@ -98,9 +98,11 @@ class JournalSink:
             else:
                 self._sendv(*entry)
         except OSError:  # full, or journald's socket went down since it was reached
-            self._full = True
-            return False
-        return True
+            taken = False
+        else:  # to a socket that is not there libsystemd sends nothing, and says nothing
+            taken = os.access(JOURNAL_SOCKET, os.F_OK)
+        self._full = not taken
+        return taken
 
     def _send_first(self, entry: list[str]) -> None:
         """It opens libsystemd's socket, as the lowest descriptor that is free. Raises OSError."""
