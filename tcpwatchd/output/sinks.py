@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import stat
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -139,9 +140,11 @@ def find_sender(descriptor: int) -> socket.socket | None:
     socket for datagrams.
     """
     try:
-        found = socket.socket(fileno=os.dup(descriptor))
-    except OSError:  # nothing, or no socket
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return None
+    except OSError:  # nothing has this number
         return None
+    found = socket.socket(fileno=os.dup(descriptor))
     try:
         found.getpeername()
     except OSError:
