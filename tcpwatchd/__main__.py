@@ -115,7 +115,7 @@ def raise_file_limit() -> None:
 
 
 def remove_if_free(path: str) -> None:
-    """Somebody may look into the instance: no fault, and the next start removes it."""
+    """Somebody may look into the instance: no fault, and the next start removes it or takes it over."""
     try:
         remove(path)
     except OSError as error:

@@ -343,8 +343,10 @@ def test_without_privilege(output: IO[bytes], trace: str, tmp_path: Path) -> Non
 
 def test_a_root_that_may_nothing_polls(output: IO[bytes]) -> None:
     """As in a container of a user's own."""
-    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    inside = [*nobody, "unshare", "--user", "--map-root-user", "--net"]
+    caps = "-dac_override,-dac_read_search,-sys_admin"
+    script = f"""mount -t tmpfs -o mode=700,uid=65534 none /sys/kernel/tracing &&
+    exec setpriv --bounding-set={caps} --inh-caps={caps} "$@\""""
+    inside = ["unshare", "--mount", "sh", "-c", script, "sh"]
     daemon = Daemon("--output", "json", "--interval", "0.1", prefix=inside, stdout=output)
     wait_until(lambda: count(output, event.TRACE_UNAVAILABLE) == 1, 10, "said")
     assert told(output, event.TRACE_UNAVAILABLE)[0]["ERROR_MESSAGE"] == f"{TRACING}: Permission denied"

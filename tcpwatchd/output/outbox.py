@@ -72,17 +72,19 @@ class Outbox:
         left = BATCH
         offset = time.time_ns() - time.monotonic_ns()
         self.stuck = bool(self.waiting) and not self._sink.reach()
-        while self.waiting and left and not self.stuck:
-            item = self.waiting[0]
-            self.stuck = not (self._sink.is_ready() and self._sink.write(make_event(item, offset)))
-            if not self.stuck:
-                self.waiting.popleft()
+        waiting, is_ready, write = self.waiting, self._sink.is_ready, self._sink.write
+        while waiting and left and not self.stuck:
+            item = waiting[0]
+            if is_ready() and write(make_event(item, offset)):
+                waiting.popleft()
                 left -= 1
                 self._events += 1
                 if isinstance(item, Connection):
                     self.written[item.detected_by] += 1
                 else:
                     self._lost += count_lost(item)
+            else:
+                self.stuck = True
 
 
 def split_written(waiting: list[Item], written: Written) -> tuple[list[Item], Written]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import stat
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -98,9 +99,11 @@ class JournalSink:
             else:
                 self._sendv(*entry)
         except OSError:  # full, or journald's socket went down since it was reached
-            self._full = True
-            return False
-        return True
+            taken = False
+        else:  # to a socket that is not there libsystemd sends nothing, and says nothing
+            taken = os.access(JOURNAL_SOCKET, os.F_OK)
+        self._full = not taken
+        return taken
 
     def _send_first(self, entry: list[str]) -> None:
         """It opens libsystemd's socket, as the lowest descriptor that is free. Raises OSError."""
@@ -137,9 +140,11 @@ def find_sender(descriptor: int) -> socket.socket | None:
     socket for datagrams.
     """
     try:
-        found = socket.socket(fileno=os.dup(descriptor))
-    except OSError:  # nothing, or no socket
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return None
+    except OSError:  # nothing has this number
         return None
+    found = socket.socket(fileno=os.dup(descriptor))
     try:
         found.getpeername()
     except OSError:

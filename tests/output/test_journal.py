@@ -18,7 +18,7 @@ from tcpwatchd.output import event
 from tests.daemon import PROJECT, Daemon, run_program
 from tests.fill_journal import LARGE, OFFERS
 from tests.journald import Journald
-from tests.namespace import wait_until
+from tests.namespace import run, wait_until
 from tests.system.container import make_tree
 from tests.table import write_counters
 from tests.test_watch import show
@@ -168,3 +168,25 @@ def test_a_stop_while_the_journal_is_gone_does_not_spin(folder: Path) -> None:
         assert daemon.process.wait(timeout=2) == 0
         assert measure_children() - children - own < 0.3
         assert daemon.process.communicate()[1] == b""
+
+
+VANISH = """
+import os
+from tcpwatchd.output.event import poll_failed
+from tcpwatchd.output.sinks import JOURNAL_SOCKET, JournalSink
+sink = JournalSink()
+assert sink.reach() and sink.is_ready() and sink.write(poll_failed("before", 0))
+os.rename(JOURNAL_SOCKET, JOURNAL_SOCKET + ".away")
+assert not (sink.is_ready() and sink.write(poll_failed("after", 0)))
+assert not sink.reach()
+os.rename(JOURNAL_SOCKET + ".away", JOURNAL_SOCKET)
+assert sink.reach() and sink.is_ready() and sink.write(poll_failed("after", 0))
+"""
+
+
+def test_a_socket_that_vanishes_between_two_entries_takes_none(folder: Path) -> None:
+    """libsystemd drops an entry there, and says nothing."""
+    with Journald(folder / "journal", SHORT_QUEUE) as journald:
+        journald.folder.chmod(0o777)
+        run(*enter(folder), "-", "-c", VANISH)
+        wait_until(lambda: len(journald.read(event.POLL_FAILED)) == 2, 5, "both written")

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KERNEL = "linux-image-cloud-amd64,initramfs-tools,udev,kmod,util-linux"
-TIMEOUT = 300
+SCENARIO_TIMEOUT, TIMEOUT = 220, 300
+"""Seconds; after the first the machine still tells its journal, after the second it is switched off."""
 UNIT = """[Unit]
 After=multi-user.target
 [Service]
 Type=oneshot
+TimeoutStartSec={timeout}
 StandardOutput=journal+console
 StandardError=journal+console
 Environment=PYTHONPATH=/src
@@ -39,7 +41,9 @@ def run_inside(suite: str, scenario: str, parameters: str, folder: Path, package
         else:
             install(layers.root)
         shutil.copytree(PROJECT / "tests", layers.root / "src/tests")
-        (layers.root / "etc/systemd/system/scenario.service").write_text(UNIT.format(scenario=scenario))
+        (layers.root / "etc/systemd/system/scenario.service").write_text(
+            UNIT.format(scenario=scenario, timeout=SCENARIO_TIMEOUT)
+        )
         run("systemctl", "--root", layers.root, "enable", "--quiet", "scenario.service")
         run("mkfs.ext4", "-q", "-d", layers.root, image, "2G")
         console = boot(layers.root, image, parameters)
@@ -59,8 +63,13 @@ def boot(root: Path, image: Path, parameters: str) -> str:
     devices = ["-nographic", "-no-reboot", "-nic", "none", "-drive", f"file={image},if=virtio,format=raw"]
     command_line = f"root=/dev/vda rw console=ttyS0 quiet {parameters}"
     system = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", command_line]
-    result = subprocess.run(
+    with subprocess.Popen(
         machine + devices + system,
-        stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=TIMEOUT,
-    )  # fmt: skip
-    return result.stdout.decode(errors="replace") + result.stderr.decode(errors="replace")
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+    return output.decode(errors="replace")
