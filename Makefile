@@ -6,6 +6,7 @@ SOAK = tests/tracking/test_histories.py tests/state/test_recovery.py tests/kerne
 VENV = .venv
 LIBDIR = $(PREFIX)/lib/tcpwatchd
 UNITDIR = $(PREFIX)/lib/systemd/system
+UNITS = tcpwatchd.service tcpwatchd-trace.service
 MANDIR = $(PREFIX)/share/man
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
 
@@ -44,9 +45,18 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	/usr/bin/python3 -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(LIBDIR)
 	sed 's|@LIBDIR@|$(LIBDIR)|' packaging/tcpwatchd.in > $(DESTDIR)$(PREFIX)/bin/tcpwatchd
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd
-	install -D -m 644 -t $(DESTDIR)$(UNITDIR) systemd/tcpwatchd.service systemd/tcpwatchd-trace.service
+	install -d $(DESTDIR)$(UNITDIR)
+	for unit in $(UNITS); do \
+	    sed 's|/usr/bin/tcpwatchd|$(PREFIX)/bin/tcpwatchd|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; \
+	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit; \
+	done
 	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
 	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/tcpwatchd.8
+
+uninstall:  ## remove what install put there; stop and disable the service first
+	rm -rf $(DESTDIR)$(LIBDIR)
+	rm -f $(DESTDIR)$(PREFIX)/bin/tcpwatchd $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	rm -f $(DESTDIR)$(CATALOGDIR)/tcpwatchd.catalog $(DESTDIR)$(MANDIR)/man8/tcpwatchd.8
 
 deb:  ## build the Debian package into dist/
 	@packaging/build-deb
@@ -54,4 +64,4 @@ deb:  ## build the Debian package into dist/
 rpm:  ## build the RPM packages into dist/; ARGS passes flags to rpmbuild
 	@packaging/build-rpm $(ARGS)
 
-.PHONY: help run test check soak lint bench install deb rpm
+.PHONY: help run test check soak lint bench install uninstall deb rpm

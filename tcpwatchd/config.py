@@ -16,13 +16,13 @@ BUFFER_RANGE = (16, 65536)
 
 
 class Settings(argparse.Namespace):
-    """The values in force. `interval` is in seconds, `trace_buffer` in KiB a CPU."""
+    """The values in force. `interval` is in seconds, `trace_buffer` in KiB a CPU, if it was given."""
 
     interval: float
     output: str
     trace: str
     trace_instance: str | None
-    trace_buffer: int
+    trace_buffer: int | None
     trace_setup: bool
     once: bool
 
@@ -76,7 +76,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trace-buffer",
         metavar="KIB",
-        default=512,
         type=parse_buffer,
         help="memory a CPU for the trace, 16 to 65536 (default: 512)",
     )

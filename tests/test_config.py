@@ -14,7 +14,7 @@ def test_defaults() -> None:
         output="auto",
         trace="auto",
         trace_instance=None,
-        trace_buffer=512,
+        trace_buffer=None,
         trace_setup=False,
         once=False,
     )

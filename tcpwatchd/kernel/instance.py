@@ -31,6 +31,8 @@ a plain tracepoint does not tell them apart, and neither is a connection here.
 """
 OWN_INSTANCE = "tcpwatchd-"
 """What begins the name of an instance that a process makes for itself; its PID follows."""
+BUFFER_KB = 512
+"""What the buffer of a CPU takes by default."""
 TOTAL_KB = 16 * 1024
 """The most that the buffers of all CPUs may take."""
 SETTINGS = {
@@ -80,10 +82,11 @@ def find_tracing() -> str:
     raise TraceError(f"this kernel has no tracing: there is no {TRACING}")
 
 
-def set_up(name: str, buffer_kb: int) -> str:
+def set_up(name: str, buffer_kb: int | None) -> str:
     """Make an instance, or repair one that stands, and return its directory. Raises TraceError.
 
-    An instance that was made and cannot be set up is removed.
+    `buffer_kb` is for one CPU; without it buffers that stand keep their size. An instance that was made and
+    cannot be set up is removed.
     """
     tracing = find_tracing()
     if not os.path.isdir(f"{tracing}/instances"):
@@ -97,7 +100,8 @@ def set_up(name: str, buffer_kb: int) -> str:
         held = lock(path)
         try:
             write_settings(path)
-            set_buffer_size(path, buffer_kb)
+            if made or buffer_kb is not None:
+                set_buffer_size(path, BUFFER_KB if buffer_kb is None else buffer_kb)
         finally:
             os.close(held)
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tcpwatchd.kernel.instance import EVENT, FILTER
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import wait_until
@@ -130,3 +131,30 @@ def test_without_the_trace_unit_it_polls_and_says_so(service: Container) -> None
     (told,) = entries(service, event.TRACE_UNAVAILABLE)[before:]
     assert "/run/tcpwatchd-trace" in told["ERROR_MESSAGE"]
     service.run("systemctl", "unmask", "--runtime", "--quiet", "tcpwatchd-trace")
+
+
+def test_an_instance_that_another_version_made_goes_on(service: Container) -> None:
+    """With the restart that an upgrade makes, and without a hand."""
+    before = INSTANCE.stat().st_ino
+    (INSTANCE / EVENT / "filter").write_text("protocol==6 && newstate==1")
+    (INSTANCE / "buffer_size_kb").write_text("64")
+    service.run("systemctl", "restart", "tcpwatchd")
+    assert (INSTANCE / EVENT / "filter").read_text().strip() == FILTER
+    assert (INSTANCE / "buffer_size_kb").read_text().split()[0] == "64", "set by whoever made it"
+    assert INSTANCE.stat().st_ino == before
+    wait_for(service, open_short(service))
+
+
+def test_the_size_of_the_buffers_has_one_place(service: Container) -> None:
+    drop_in = service.root / "etc/systemd/system/tcpwatchd-trace.service.d"
+    drop_in.mkdir()
+    (drop_in / "buffer.conf").write_text("[Service]\nEnvironment=TRACE_BUFFER=128\n")
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "restart", "tcpwatchd-trace")
+    wait_until(lambda: service.show("tcpwatchd", "ActiveState") == "active", 20, "active")
+    (drop_in / "buffer.conf").unlink()
+    drop_in.rmdir()
+    size = int((INSTANCE / "buffer_size_kb").read_text().split()[0])
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "restart", "tcpwatchd-trace")
+    assert 124 <= size <= 132
