@@ -114,7 +114,7 @@ class Snapshot(NamedTuple):
     """One reading of the tables, as its difference from the reading before; listening sockets included.
 
     A row that the kernel printed twice counts once. Rows in a half-open state are left out. Times are
-    nanoseconds of CLOCK_MONOTONIC.
+    nanoseconds of CLOCK_BOOTTIME.
     """
 
     started: int
@@ -141,7 +141,7 @@ class Drain(NamedTuple):
     """What one reading of the trace took out of the kernel."""
 
     began: int
-    """Nanoseconds of CLOCK_MONOTONIC."""
+    """Nanoseconds of CLOCK_BOOTTIME."""
     pages: list[bytes]
     """Raw; those of one CPU in the order of time."""
     lost: int
@@ -151,7 +151,7 @@ class Drain(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """One change of a socket's state. Time is in nanoseconds of CLOCK_MONOTONIC.
+    """One change of a socket's state. Time is in nanoseconds of CLOCK_BOOTTIME.
 
     `skaddr` names the socket for its life. The local port is 0 at →SYN_SENT. `pid` is a thread's, right for
     →SYN_SENT and →LISTEN and meaningless for →ESTABLISHED.
@@ -175,7 +175,7 @@ class Connection(NamedTuple):
     """The state in which it was first seen."""
     detected_by: Detection
     time: int
-    """When it opened, or when the poll saw it: nanoseconds of CLOCK_MONOTONIC."""
+    """When it opened, or when the poll saw it: nanoseconds of CLOCK_BOOTTIME."""
 
 
 class Written(NamedTuple):

@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from tcpwatchd.clock import now
+from tcpwatchd.clock import boot_ns, now
 from tcpwatchd.failure import Failure, describe
 from tcpwatchd.kernel.addresses import read_addresses
 from tcpwatchd.kernel.counters import read_counters
@@ -77,11 +77,11 @@ class Pipeline:
         A trace or counters that cannot be read do not keep the tables from being judged.
         """
         counters = self._read_counters()
+        trace_sound = self._check_trace()
         self._tracker.addresses = read_addresses(self._root)
         snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
         self.drain()
-        trace_sound = self._check_trace()
         unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
         new = self._tracker.find_new(snapshot, unchanged, traced=not self._drain_failing)
         self._tables.keep()
@@ -114,7 +114,7 @@ class Pipeline:
         if self._drain_failing:
             self.report(event.trace_recovered(now()))
             self._drain_failing = False
-        self._take_released(time.monotonic_ns())
+        self._take_released(boot_ns())
 
     def _check_trace(self) -> bool:
         """Whether the trace recorded all since the last poll.
@@ -260,7 +260,7 @@ class Pipeline:
 
     @property
     def next_release(self) -> int | None:
-        """When a drain brings something though the trace wakes nobody, nanoseconds of CLOCK_MONOTONIC.
+        """When a drain brings something though the trace wakes nobody, nanoseconds of CLOCK_BOOTTIME.
 
         That is when the first report that is held is released, and at once for records that the last drain
         deferred: they are out of the kernel.

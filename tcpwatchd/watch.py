@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tcpwatchd import __version__
-from tcpwatchd.clock import now
+from tcpwatchd.clock import boot_ns, now
 from tcpwatchd.failure import Failure, describe
 from tcpwatchd.output import event
 from tcpwatchd.output.outbox import RETRY
@@ -188,7 +188,7 @@ class Watch:
         if moment < self._drain_at:
             return self._drain_at
         release = self._pipeline.next_release
-        return math.inf if release is None else release / NANOSECONDS
+        return math.inf if release is None else moment + (release - boot_ns()) / NANOSECONDS
 
     def _wait_until(self, deadline: float) -> bool:
         """Until something comes, or the deadline; whether the trace is to be drained."""

@@ -12,6 +12,9 @@ WORDS = {"connection", "failure"}
 """What every stage may import, beside the modules of its own folder."""
 FOLDERS = {"kernel", "tracking", "output", "state", "service"}
 MORE = {
+    "kernel.trace": {"clock"},
+    "kernel.tables": {"clock"},
+    "output.outbox": {"clock"},
     "state.baseline": {"output.event"},
     "state.recovery": {"clock", "kernel", "tracking", "output"},
     "pipeline": {"clock", *WORDS, *FOLDERS - {"service"}},

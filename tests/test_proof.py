@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -363,6 +364,32 @@ def test_tracefs_is_mounted_where_it_is_missing(output: IO[bytes], empty: str) -
     )
     wait_until(lambda: count(output, event.TRACE_USED) == 1, 10, "said")
     assert daemon.end(signal.SIGTERM)[0] == 0
+
+
+def test_in_a_time_namespace_times_are_right(output: IO[bytes]) -> None:
+    with Namespace() as host:
+        inside = [
+            *host.prefix,
+            "unshare",
+            "--time",
+            "--fork",
+            "--kill-child",
+            "--boottime",
+            "100000",
+            "--monotonic",
+            "5",
+        ]
+        daemon = Daemon("--output", "json", "--trace", "require", prefix=inside, stdout=output)
+        wait_until(lambda: count(output, event.TRACE_USED) == 1, 10, "said")
+        traffic = Traffic(host.pid, "short", "3")
+        server, _ = traffic.truth()
+        wait_until(lambda: len(reported(output, {server})) == 3, 5, "all reported")
+        traffic.end()
+        daemon.process.kill()
+        daemon.process.communicate()
+    for fields in reported(output, {server}):
+        opened = datetime.fromisoformat(fields["EVENT_START"].replace("Z", "+00:00"))
+        assert abs(opened.timestamp() - time.time()) < 30
 
 
 def test_a_kernel_without_tracing_is_told_in_a_line() -> None:

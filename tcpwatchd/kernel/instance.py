@@ -37,7 +37,7 @@ TOTAL_KB = 16 * 1024
 """The most that the buffers of all CPUs may take."""
 SETTINGS = {
     "tracing_on": "1",
-    "trace_clock": "mono",
+    "trace_clock": "boot",
     f"{EVENT}/filter": FILTER,
     f"{EVENT}/enable": "1",
     "set_event_pid": "",

@@ -10,10 +10,10 @@ import contextlib
 import os
 import struct
 import sys
-import time
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
+from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import End, Row, Snapshot, TcpState
 from tcpwatchd.failure import Failure
 from tcpwatchd.kernel.rows import CONNECTING, PADDED_ROW, SKIPPED, STATES, Format
@@ -214,9 +214,9 @@ class Tables:
 
         Raises OSError and TableError.
         """
-        started = time.monotonic_ns()
+        started = boot_ns()
         changes = [(table, table.read_change()) for table in self._tables]
-        ended = time.monotonic_ns()
+        ended = boot_ns()
         malformed: list[bytes] = []
         fresh = [row for table, change in changes for row in table.parse(change.fresh, malformed)]
         gone = [row for table, change in changes for row in table.parse(change.gone, [])]

@@ -9,15 +9,16 @@ import errno
 import os
 import re
 import select
-import time
 from typing import TYPE_CHECKING
 
+from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import Drain, Formats
 from tcpwatchd.kernel.instance import (
     EVENT,
     TraceError,
     check,
     explain,
+    list_cpus,
     list_online_cpus,
     lock,
     read_file,
@@ -94,7 +95,7 @@ class Trace:
 
     def drain(self) -> Drain:
         """Take out what is there. Raises OSError; what was taken out by then comes with the next drain."""
-        began = time.monotonic_ns()
+        began = boot_ns()
         for cpu in self._cpus:
             self._read(cpu)
         filled = [(cpu, cpu.read_statistics()) for cpu in self._cpus if cpu.pages]
@@ -116,8 +117,12 @@ class Trace:
             self._readable.unregister(cpu.descriptor)
 
     def count_taken(self) -> dict[int, int]:
-        """How many records of each CPU were ever taken out, by whomever: the kernel's own count."""
-        return {cpu.number: cpu.read_statistics()["read events"] for cpu in self._cpus}
+        """How many records of each possible CPU were ever taken out, by whomever: the kernel's own count."""
+        taken = {}
+        for name in list_cpus(self.path):
+            with open(os.path.join(self.path, "per_cpu", name, "stats")) as file:
+                taken[int(name[3:])] = parse_statistics(file.read())["read events"]
+        return taken
 
     def close(self) -> None:
         self._readable.close()
@@ -178,12 +183,15 @@ class _Cpu:
 
     def read_statistics(self) -> dict[str, int]:
         """What the kernel writes anew for each reading at offset 0. Raises OSError."""
-        text = os.pread(self._statistics, 4096, 0).decode()
-        return {name: int(number) for name, number in re.findall(r"^([a-z ]+): (\d+)$", text, re.MULTILINE)}
+        return parse_statistics(os.pread(self._statistics, 4096, 0).decode())
 
     def close(self) -> None:
         os.close(self.descriptor)
         os.close(self._statistics)
+
+
+def parse_statistics(text: str) -> dict[str, int]:
+    return {name: int(number) for name, number in re.findall(r"^([a-z ]+): (\d+)$", text, re.MULTILINE)}
 
 
 def read_formats(path: str) -> Formats:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from tcpwatchd.clock import read_offset
 from tcpwatchd.connection import Connection, Written
 from tcpwatchd.output.event import RECORDS_LOST, connection_opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
@@ -24,13 +24,17 @@ MOST_WAITING = 100_000
 RETRY = 0.05
 """Seconds until a sink that was stuck is tried again."""
 MICROSECOND = 1000
+SMALLEST_STEP = 1_000_000
+"""Nanoseconds by which the time of day is set rather than slewed."""
 
 
 class Outbox:
     """Holds connections as they are, and makes their events when they are written."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, read_offset: Callable[[], int] = read_offset) -> None:
         self._sink = sink
+        self._read_offset = read_offset
+        self._offset = read_offset()
         self.fileno = sink.fileno
         self.waiting: deque[Connection | Event] = deque()
         self.written = dict.fromkeys(("trace", "poll", "startup"), 0)
@@ -44,7 +48,18 @@ class Outbox:
         return len(self.waiting) >= MOST_WAITING
 
     def add(self, items: Iterable[Connection | Event]) -> None:
+        self._follow_clock()
         self.waiting.extend(items)
+
+    def _follow_clock(self) -> None:
+        """What waits keeps the time of day at which it opened, though the clock was set since."""
+        last, self._offset = self._offset, self._read_offset()
+        step = last - self._offset
+        if abs(step) > SMALLEST_STEP:
+            self.waiting = deque(
+                item._replace(time=item.time + step) if isinstance(item, Connection) else item
+                for item in self.waiting
+            )
 
     @property
     def total(self) -> Written:
@@ -70,7 +85,8 @@ class Outbox:
     def send(self) -> None:
         """Write a batch, as far as the sink takes it. Raises OSError."""
         left = BATCH
-        offset = time.time_ns() - time.monotonic_ns()
+        self._follow_clock()
+        offset = self._offset
         self.stuck = bool(self.waiting) and not self._sink.reach()
         waiting, is_ready, write = self.waiting, self._sink.is_ready, self._sink.write
         while waiting and left and not self.stuck:
@@ -110,7 +126,7 @@ def count_lost(event: Event) -> int:
 
 
 def make_event(item: Connection | Event, offset: int) -> Event:
-    """`offset` is what CLOCK_REALTIME is ahead of CLOCK_MONOTONIC, in nanoseconds."""
+    """`offset` is what CLOCK_REALTIME is ahead of CLOCK_BOOTTIME, in nanoseconds."""
     if isinstance(item, Connection):
         return connection_opened(item, (item.time + offset) // MICROSECOND)
     return item

@@ -24,7 +24,7 @@ class Baseline(NamedTuple):
     """All that the next process needs to go on where this one was."""
 
     saved: int
-    """Nanoseconds of CLOCK_MONOTONIC."""
+    """Nanoseconds of CLOCK_BOOTTIME."""
     generation: int
     """Names the log of what came since."""
     instance: int | None

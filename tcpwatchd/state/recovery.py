@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.clock import now
+from tcpwatchd.clock import boot_ns, now
 from tcpwatchd.connection import Written
 from tcpwatchd.failure import describe
 from tcpwatchd.kernel.pages import Decoder
@@ -81,7 +80,7 @@ class Recovery:
         resumed = Resumed(0, trace_unbroken=False)
         try:
             kept = self._store.load()
-            if kept and kept[0].saved > time.monotonic_ns():
+            if kept and kept[0].saved > boot_ns():
                 raise BaselineError("it was saved before this machine was booted")
         except (OSError, BaselineError) as error:
             self._report_unusable(error)
@@ -165,7 +164,7 @@ class Recovery:
             if self.changed:
                 known = tracker.known
                 baseline = Baseline(
-                    saved=time.monotonic_ns(),
+                    saved=boot_ns(),
                     generation=0,
                     instance=self._instance,
                     drained=self._drained,

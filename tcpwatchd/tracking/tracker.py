@@ -227,7 +227,7 @@ class Tracker:
 
     @property
     def next_release(self) -> int | None:
-        """When the first report that is held is released, nanoseconds of CLOCK_MONOTONIC."""
+        """When the first report that is held is released, nanoseconds of CLOCK_BOOTTIME."""
         return self._queue[0].connection.time + HOLD if self._queue else None
 
     def find_new(

@@ -61,3 +61,18 @@ def test_losses_told_elsewhere_are_left() -> None:
     assert outbox.drop(1, 9) == 2
     assert list(outbox.waiting) == [CONNECTION]
     assert make(LOST, CONNECTION).drop(0, 0) == 0
+
+
+def test_what_waits_keeps_its_time_when_the_clock_is_set() -> None:
+    """By the administrator, or after a suspend."""
+    second, offsets = 1_000_000_000, [1_700_000_000_000_000_000]
+    reader = Reader()
+    outbox = Outbox(reader, lambda: offsets[-1])
+    outbox.add([CONNECTION._replace(time=5 * second), OTHER])
+    for step in (7200, -3600):
+        offsets.append(offsets[0] + step * second)
+        outbox.add([])
+    outbox.add([CONNECTION._replace(time=6 * second)])
+    outbox.send()
+    starts = [new.fields["EVENT_START"] for new in reader.events if "EVENT_START" in new.fields]
+    assert starts == ["2023-11-14T22:13:25.000000Z", "2023-11-14T21:13:26.000000Z"]

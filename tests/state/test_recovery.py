@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
 
+from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import End, TcpState, Transition
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
@@ -97,7 +98,7 @@ class Machine:
             self._pass_records()
             getattr(self, f"_{name}")(which, what)
         else:
-            self.kernel.clock = time.monotonic_ns() - TICK
+            self.kernel.clock = boot_ns() - TICK
             self.kernel.take(step)
 
     def _pass_records(self) -> None:
@@ -196,7 +197,7 @@ def test_what_is_held_at_a_kill_waits_for_its_other_end(tmp_path: Path) -> None:
     """The record of the accepting end is still in the kernel when the next process goes on."""
     machine = Machine(tmp_path)
     end = End(pack(("10.0.0.1", 5000)), pack(("10.0.0.2", 80)))
-    start = time.monotonic_ns()
+    start = boot_ns()
     machine.tell(Transition(start, 7, TcpState.SYN_SENT, TcpState.ESTABLISHED, end, 1))
     machine.pipeline.drain()
     machine.tell(Transition(start + 10 * TICK, 8, TcpState.SYN_RECV, TcpState.ESTABLISHED, end.flipped, 1))
@@ -211,7 +212,7 @@ def test_what_was_released_and_written_before_a_kill_is_not_repeated(tmp_path: P
     """Though the drain that released it took nothing out, and is not in the log."""
     machine = Machine(tmp_path)
     end = End(pack(("10.0.0.1", 5000)), pack(("198.51.100.7", 80)))
-    start = time.monotonic_ns()
+    start = boot_ns()
     machine.tell(Transition(start, 7, TcpState.SYN_SENT, TcpState.ESTABLISHED, end, 1))
     machine.take(("drain", 0, 0))
     time.sleep(HELD)
