@@ -63,4 +63,6 @@ class Load:
     def _read(self) -> Ends:
         names = ("SOURCE_IP", "SOURCE_PORT", "DESTINATION_IP", "DESTINATION_PORT")
         found = entries(self._container, event.CONNECTION_OPENED)
-        return Counter(tuple(e[name] for name in names) for e in found if e["DESTINATION_PORT"] in PORTS)
+        # The trace hears the whole machine, where others may use such ports too.
+        ours = (e for e in found if e["DESTINATION_PORT"] in PORTS and e["DESTINATION_IP"] in (HOST, HOST6))
+        return Counter(tuple(e[name] for name in names) for e in ours)
