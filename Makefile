@@ -41,7 +41,9 @@ $(VENV)/ready: tests/setup tests/requirements.txt
 # Compiled here: the service may not write into it.
 install:  ## install to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	find tcpwatchd -name '*.py' -exec install -D -m 644 {} $(DESTDIR)$(LIBDIR)/{} \;
+	for file in $$(find tcpwatchd -name '*.py'); do \
+	    install -D -m 644 $$file $(DESTDIR)$(LIBDIR)/$$file || exit 1; \
+	done
 	/usr/bin/python3 -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(LIBDIR)
 	sed 's|@LIBDIR@|$(LIBDIR)|' packaging/tcpwatchd.in > $(DESTDIR)$(PREFIX)/bin/tcpwatchd
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd

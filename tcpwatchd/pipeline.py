@@ -83,7 +83,8 @@ class Pipeline:
         self._feed_watchdog()
         self.drain()
         unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
-        new = self._tracker.find_new(snapshot, unchanged, traced=not self._drain_failing)
+        records_may_follow = self._trace is not None and (self._drain_failing or not trace_sound)
+        new = self._tracker.find_new(snapshot, unchanged, records_may_follow)
         self._tables.keep()
         self._feed_watchdog()
         self.outbox.add(new)
@@ -100,20 +101,17 @@ class Pipeline:
         """
         if not self._trace or not self._decoder:
             return
-        try:
-            drain = self._trace.drain()
-        except (OSError, ValueError) as error:
-            if not self._drain_failing:
-                self.report(event.trace_failed(describe(error), now()))
-            self._drain_failing = True
-            return
+        drain = self._trace.drain()
         self._recovery.log_drain(drain)
         transitions, lost = self._decoder.decode(drain)
-        self._tracker.follow(transitions, lost > 0, self._tables.holds)
+        failure = self._trace.failure
+        self._tracker.follow(transitions, lost > 0, self._tables.holds, whole=failure is None)
         self._report_lost(lost)
-        if self._drain_failing:
+        if failure and not self._drain_failing:
+            self.report(event.trace_failed(describe(failure), now()))
+        elif self._drain_failing and not failure:
             self.report(event.trace_recovered(now()))
-            self._drain_failing = False
+        self._drain_failing = failure is not None
         self._take_released(boot_ns())
 
     def _check_trace(self) -> bool:
@@ -265,9 +263,9 @@ class Pipeline:
         That is when the first report that is held is released, and at once for records that the last drain
         deferred: they are out of the kernel.
         """
-        if self._decoder and self._decoder.deferred:
-            return self._decoder.deferred[0].time
-        return self._tracker.next_release
+        deferred = self._decoder.deferred if self._decoder else []
+        times = [self._tracker.next_release, *[record.time for record in deferred[:1]]]
+        return min((moment for moment in times if moment is not None), default=None)
 
     @property
     def poll_overdue(self) -> bool:

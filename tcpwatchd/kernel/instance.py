@@ -118,9 +118,10 @@ def write_settings(path: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # an older kernel
             if read_file(path, file) != value:
                 write_file(path, file, value)
+    mask = format_mask(1 + max(int(cpu[3:]) for cpu in list_cpus(path)))
     for file, value in SETTINGS.items():
         if not is_set(path, file, value):
-            write_file(path, file, format_mask(os.cpu_count() or 1) if value == "all" else value)
+            write_file(path, file, mask if value == "all" else value)
 
 
 def set_buffer_size(path: str, buffer_kb: int) -> None:
@@ -133,7 +134,7 @@ def set_buffer_size(path: str, buffer_kb: int) -> None:
 
 
 def format_mask(cpus: int) -> str:
-    """A mask of all CPUs that are possible at least, as the kernel reads it: words of 32 bits."""
+    """A mask of so many CPUs, as the kernel reads it: words of 32 bits."""
     words = [(1 << min(32, cpus - first)) - 1 for first in range(0, cpus, 32)]
     return ",".join(f"{word:08x}" for word in reversed(words))
 

@@ -52,6 +52,9 @@ CLOSE = TcpState.CLOSE.value
 NOWHERE = End(Endpoint(), Endpoint())
 """Stands for the end of a socket that closes: nobody asks for it."""
 
+NONSENSE = 60_000_000_000
+"""No record is so many nanoseconds newer than the start of its drain, unless its clock was changed."""
+
 Fields = tuple[Any, ...]
 """An entry's first word, then its record in the order of FIELDS."""
 
@@ -112,6 +115,9 @@ class Decoder:
         found += self.deferred
         found.sort(key=operator.itemgetter(0))
         lost = drain.lost + max(taken - decoded, 1 if damaged else 0)
+        while found and found[-1].time > drain.began + NONSENSE:
+            found.pop()
+            lost += 1
         ready = len(found)
         while ready and found[ready - 1].time > drain.began:
             ready -= 1
@@ -136,26 +142,34 @@ def read_layout(formats: Formats) -> Layout:
     ):
         raise ValueError("this kernel's trace records have an unknown layout")
     data, capacity = page["data"]
-    long = {4: "I", 8: "Q"}[page["commit"][1]]
-    header, loss = struct.Struct(f"=Q{long}"), struct.Struct(f"={long}")
-    entry, pick = read_entry(record)
+    try:
+        long = {4: "I", 8: "Q"}[page["commit"][1]]
+        header, loss = struct.Struct(f"=Q{long}"), struct.Struct(f"={long}")
+        entry, pick = read_entry(record)
+    except (KeyError, struct.error) as error:
+        raise ValueError("this kernel's trace records have an unknown layout") from error
     return Layout(data + capacity, data, header, entry, loss, int(event[1]), pick)
 
 
 def trim(page: bytes, layout: Layout) -> bytes:
     """Without what follows its records and the count of lost ones."""
+    if len(page) < layout.data:
+        return page
     _, commit = layout.header.unpack_from(page)
     return page[: layout.data + (commit & LENGTH) + layout.loss.size]
 
 
 def find_loss(page: bytes, layout: Layout) -> int | None:
     """How many records were overwritten before this page; None if some were and it had no room to say."""
-    _, commit = layout.header.unpack_from(page)
-    if not commit & MISSED:
-        return 0
+    count = 0
+    if len(page) >= layout.data:
+        _, commit = layout.header.unpack_from(page)
+        count = layout.data + (commit & LENGTH)
+    if count + layout.loss.size > len(page) or not commit & MISSED:
+        return 0  # a page that makes no sense is found out when it is decoded
     if not commit & COUNTED:
         return None
-    return int(layout.loss.unpack_from(page, layout.data + (commit & LENGTH))[0])
+    return int(layout.loss.unpack_from(page, count)[0])
 
 
 def read_entry(fields: dict[str, tuple[int, int]]) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import Drain, Formats
+from tcpwatchd.failure import describe
 from tcpwatchd.kernel.instance import (
     EVENT,
     TraceError,
@@ -43,10 +44,15 @@ class Trace:
         self.path = path
         self._lock = -1
         self._cpus: list[_Cpu] = []
+        self.failure: Exception | None = None
+        """Why a CPU could not be read at the last drain."""
         self.cleared = False
         """Whether somebody emptied the buffers since the last `check`."""
         try:
             self._readable = select.epoll()
+        except OSError as error:
+            raise TraceError(describe(error)) from error
+        try:
             self._lock = lock(path)
             self.instance = os.fstat(self._lock).st_ino
             """The inode of its directory: another instance has another."""
@@ -67,8 +73,9 @@ class Trace:
         known = {cpu.number for cpu in self._cpus}
         for name in list_online_cpus(self.path):
             if int(name[3:]) not in known:
-                self._cpus.append(_Cpu(int(name[3:]), os.path.join(self.path, "per_cpu", name)))
-                self._readable.register(self._cpus[-1].descriptor, select.EPOLLIN)
+                cpu = _Cpu(int(name[3:]), os.path.join(self.path, "per_cpu", name))
+                self._cpus.append(cpu)
+                self._readable.register(cpu.descriptor, select.EPOLLIN)
 
     def check(self) -> None:
         """See that the instance is what it was set up to be, and open CPUs that came online.
@@ -77,6 +84,8 @@ class Trace:
         """
         self._open_cpus()
         check(self.path)
+        if read_formats(self.path) != self.formats:
+            raise TraceError(f"{self.path}: its pages have another layout (buffer_subbuf_size_kb)")
         if self.cleared:
             self.cleared = False
             raise TraceError(f"{self.path}: its buffers were emptied")
@@ -94,11 +103,17 @@ class Trace:
         return self._readable.fileno()
 
     def drain(self) -> Drain:
-        """Take out what is there. Raises OSError; what was taken out by then comes with the next drain."""
-        began = boot_ns()
+        """Take out what is there. A CPU that cannot be read leaves its `failure`; its records come later."""
+        began, self.failure = boot_ns(), None
+        filled = []
         for cpu in self._cpus:
-            self._read(cpu)
-        filled = [(cpu, cpu.read_statistics()) for cpu in self._cpus if cpu.pages]
+            try:
+                if not cpu.pages:
+                    self._read(cpu)
+                if cpu.pages:
+                    filled.append((cpu, cpu.read_statistics()))
+            except (OSError, ValueError, KeyError) as error:
+                self.failure = error
         lost = sum(cpu.count_lost(statistics, self._layout) for cpu, statistics in filled)
         self.cleared |= any(cpu.is_cleared(statistics) for cpu, statistics in filled)
         taken = {cpu.number: statistics["read events"] for cpu, statistics in filled}
@@ -140,11 +155,16 @@ class _Cpu:
         self.number = number
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         self.descriptor = os.open(os.path.join(path, "trace_pipe_raw"), flags)
-        self._statistics = os.open(os.path.join(path, "stats"), os.O_RDONLY | os.O_CLOEXEC)
+        self._statistics = -1
         self.online = True
         self.pages: list[bytes] = []
         """Taken out and not handed over yet: a drain can fail half-way."""
-        statistics = self.read_statistics()
+        try:
+            self._statistics = os.open(os.path.join(path, "stats"), os.O_RDONLY | os.O_CLOEXEC)
+            statistics = self.read_statistics()
+        except OSError:
+            self.close()
+            raise
         self._overrun, self._dropped = statistics["overrun"], statistics.get("dropped events", 0)
         self._taken = statistics["read events"]
 
@@ -186,8 +206,9 @@ class _Cpu:
         return parse_statistics(os.pread(self._statistics, 4096, 0).decode())
 
     def close(self) -> None:
-        os.close(self.descriptor)
-        os.close(self._statistics)
+        for descriptor in (self.descriptor, self._statistics):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def parse_statistics(text: str) -> dict[str, int]:

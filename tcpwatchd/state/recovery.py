@@ -98,7 +98,9 @@ class Recovery:
         waiting, written = split_written(baseline.waiting, log.written)
         outbox.add(waiting)
         lost, last = self._replay(baseline, log)
-        trace_unbroken = trace is not None and trace.instance == baseline.instance
+        same_instance = trace is not None and trace.instance == baseline.instance
+        # Whoever empties the buffers, as another clock does, makes the kernel count anew.
+        trace_unbroken = same_instance and not (decoder and is_counted_anew(decoder, last))
         if decoder and trace_unbroken:
             lost += count_slipped(decoder, last)
             decoder.deferred = last.deferred
@@ -208,6 +210,10 @@ class Recovery:
         self._stages.outbox.add([new])
 
 
+def is_counted_anew(decoder: Decoder, last: Progress) -> bool:
+    return any(decoder.taken.get(cpu, records) < records for cpu, records in last.taken.items())
+
+
 def count_slipped(decoder: Decoder, last: Progress) -> int:
     """Records that the process before took out of the instance and did not log: it ended between the two."""
-    return sum(max(0, records - last.taken.get(cpu, 0)) for cpu, records in decoder.taken.items())
+    return sum(records - last.taken.get(cpu, 0) for cpu, records in decoder.taken.items())

@@ -91,11 +91,14 @@ class Tracker:
         """Whether so much was reported since the last snapshot that the next should not wait."""
         return len(self._awaiting_row) >= MOST_AWAITING_ROW
 
-    def follow(self, transitions: Iterable[Transition], lossy: bool, holds: Holds) -> None:
+    def follow(
+        self, transitions: Iterable[Transition], lossy: bool, holds: Holds, whole: bool = True
+    ) -> None:
         """Take transitions in the order of time; `holds` tells what the last snapshot shows of an end.
 
         What they report is taken with `release`. When records before them were lost, what is known of
-        handshakes under way is not to be trusted: the address of a socket may be another's by now.
+        handshakes under way is not to be trusted: the address of a socket may be another's by now. `whole`:
+        no older ones can follow.
         """
         if lossy:
             self.forget_handshakes()
@@ -112,7 +115,8 @@ class Tracker:
                     continue
                 opened = old == SYN_SENT or to == end.remote
                 self._establish(end, when, new, begun if opened else None, old == SYN_RECV, holds)
-        self._polled_ahead.clear()
+        if whole:
+            self._polled_ahead.clear()
 
     def forget_handshakes(self) -> None:
         """The addresses of sockets that were connecting may be others' by now."""
@@ -231,13 +235,13 @@ class Tracker:
         return self._queue[0].connection.time + HOLD if self._queue else None
 
     def find_new(
-        self, snapshot: Snapshot, unchanged: Iterable[Row] = (), traced: bool = True
+        self, snapshot: Snapshot, unchanged: Iterable[Row] = (), records_may_follow: bool = False
     ) -> list[Connection]:
         """The connections that this snapshot is the first to show, in reading order.
 
         `unchanged` are rows that stayed as they were, at either end of a fresh row's connection, beside a row
-        that went, or at an end that awaits its row. `traced` is false when the trace could not be read after
-        the snapshot.
+        that went, or at an end that awaits its row. `records_may_follow`: the trace could not be read whole
+        after the snapshot.
         """
         listeners = frozenset(self._listeners)
         self._count(snapshot)
@@ -258,7 +262,7 @@ class Tracker:
         self._absent, self._awaiting_row = comparison.find_absent(), comparison.find_awaiting_row()
         self._older_prints = comparison.older_prints
         self._unpaired.forget(snapshot.ended)
-        if not traced:
+        if records_may_follow and len(self._polled_ahead) < MOST_AWAITING_ROW:
             for source, destination, *_ in new:
                 self._polled_ahead[End(source, destination)] = snapshot.ended
                 self._polled_ahead[End(destination, source)] = snapshot.ended

@@ -120,7 +120,8 @@ def install(machine: Container, package: Path) -> None:
 
 
 def check_service(machine: Container, version: str) -> None:
-    wait_until(lambda: entries(machine, event.TRACE_USED), 10, "the trace in use")
+    said = machine.run("journalctl", "-u", "tcpwatchd", "-u", "tcpwatchd-trace", "--no-pager")
+    wait_until(lambda: entries(machine, event.TRACE_USED), 10, f"the trace in use; {said}")
     assert entries(machine, event.WATCH_STARTED)[-1]["TCPWATCHD_VERSION"] == version
     status = machine.run("cat", f"/proc/{machine.show('tcpwatchd', 'MainPID')}/status")
     assert re.findall(r"^CapEff:\t(\S+)$", status, re.MULTILINE) == ["0" * 16]

@@ -168,7 +168,7 @@ def test_stop_is_quick_and_told(service: Container) -> None:
 
 def test_a_hangup_is_survived(service: Container) -> None:
     main = service.show("tcpwatchd", "MainPID")
-    service.run("kill", "-HUP", main)
+    service.run("sh", "-c", f"kill -HUP {main}")
     assert service.show("tcpwatchd", "ActiveState") == "active"
     assert service.show("tcpwatchd", "MainPID") == main
 
