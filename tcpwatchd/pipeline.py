@@ -129,12 +129,15 @@ class Pipeline:
         if fault:
             with contextlib.suppress(OSError):  # the service may not
                 self._trace.repair()
+                self._trace.start_anew()
                 fault = self._find_fault(self._trace)
         if fault:
             return False
         sound, self._trace_changed = not self._trace_changed, False
         if not sound:
             self.report(event.trace_gap(self._sound_at, now()))
+            with contextlib.suppress(OSError):  # then a second gap is told
+                self._trace.start_anew()
         self._sound_at = now()
         return sound
 

@@ -93,9 +93,14 @@ class Trace:
     def repair(self) -> None:
         """Set the instance up again. Raises OSError, without privilege always."""
         write_settings(self.path)
-        # Writing a clock empties the buffers too, which is no further change.
+
+    def start_anew(self) -> None:
+        """From now on: buffers that were emptied until now, as by another clock, are no further change.
+
+        Raises OSError.
+        """
         for cpu in self._cpus:
-            self.cleared |= cpu.is_cleared(cpu.read_statistics())
+            cpu.is_cleared(cpu.read_statistics())
         self.cleared = False
 
     def fileno(self) -> int:
