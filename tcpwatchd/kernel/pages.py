@@ -161,12 +161,12 @@ def trim(page: bytes, layout: Layout) -> bytes:
 
 def find_loss(page: bytes, layout: Layout) -> int | None:
     """How many records were overwritten before this page; None if some were and it had no room to say."""
-    count = 0
-    if len(page) >= layout.data:
-        _, commit = layout.header.unpack_from(page)
-        count = layout.data + (commit & LENGTH)
-    if count + layout.loss.size > len(page) or not commit & MISSED:
+    if len(page) < layout.data:
         return 0  # a page that makes no sense is found out when it is decoded
+    _, commit = layout.header.unpack_from(page)
+    count = layout.data + (commit & LENGTH)
+    if not commit & MISSED or (commit & COUNTED and count + layout.loss.size > len(page)):
+        return 0
     if not commit & COUNTED:
         return None
     return int(layout.loss.unpack_from(page, count)[0])

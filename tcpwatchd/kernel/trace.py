@@ -117,7 +117,7 @@ class Trace:
                     self._read(cpu)
                 if cpu.pages:
                     filled.append((cpu, cpu.read_statistics()))
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError) as error:
                 self.failure = error
         lost = sum(cpu.count_lost(statistics, self._layout) for cpu, statistics in filled)
         self.cleared |= any(cpu.is_cleared(statistics) for cpu, statistics in filled)
@@ -167,7 +167,7 @@ class _Cpu:
         try:
             self._statistics = os.open(os.path.join(path, "stats"), os.O_RDONLY | os.O_CLOEXEC)
             statistics = self.read_statistics()
-        except OSError:
+        except (OSError, ValueError):
             self.close()
             raise
         self._overrun, self._dropped = statistics["overrun"], statistics.get("dropped events", 0)
@@ -207,7 +207,7 @@ class _Cpu:
         return cleared
 
     def read_statistics(self) -> dict[str, int]:
-        """What the kernel writes anew for each reading at offset 0. Raises OSError."""
+        """What the kernel writes anew for each reading at offset 0. Raises OSError and ValueError."""
         return parse_statistics(os.pread(self._statistics, 4096, 0).decode())
 
     def close(self) -> None:
@@ -217,7 +217,11 @@ class _Cpu:
 
 
 def parse_statistics(text: str) -> dict[str, int]:
-    return {name: int(number) for name, number in re.findall(r"^([a-z ]+): (\d+)$", text, re.MULTILINE)}
+    """Raises ValueError."""
+    found = {name: int(number) for name, number in re.findall(r"^([a-z ]+): (\d+)$", text, re.MULTILINE)}
+    if not {"overrun", "read events"} <= found.keys():
+        raise ValueError(f"not the statistics of a buffer: {text[:60]!r}")
+    return found
 
 
 def read_formats(path: str) -> Formats:

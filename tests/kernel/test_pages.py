@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import sys
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpwatchd.clock import boot_ns
-from tcpwatchd.kernel.instance import EVENT, TraceError
+from tcpwatchd.kernel.instance import EVENT, TraceError, read_online_cpus
 from tcpwatchd.kernel.pages import (
     Decoder,
     Layout,
@@ -196,7 +197,42 @@ def test_only_cpus_that_are_online_are_opened(tmp_path: Path) -> None:
     """The kernel lists those that are possible, of which there may be a thousand."""
     make_instance(tmp_path, page(1000, record(1)))
     (tmp_path / "per_cpu" / "cpu4095").mkdir()
-    (tmp_path / "per_cpu" / "cpu4095" / "stats").write_text("read events: 0\n")
+    (tmp_path / "per_cpu" / "cpu4095" / "stats").write_text("overrun: 0\nread events: 0\n")
     trace = Trace(str(tmp_path))
     assert drain(trace) == ([1], 0)
+    trace.close()
+
+
+two_cpus = pytest.mark.skipif(len(read_online_cpus()) < 2, reason="needs two CPUs online")
+
+
+@two_cpus
+def test_a_cpu_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path) -> None:
+    trace = Trace(make_instance(tmp_path, page(1000, record(1))))
+    cpu = tmp_path / "per_cpu" / "cpu1"
+    cpu.mkdir()
+    os.mkfifo(cpu / "trace_pipe_raw")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(FileNotFoundError):
+            trace.check()
+    assert len(os.listdir("/proc/self/fd")) == before
+    trace.close()
+
+
+@two_cpus
+def test_a_cpu_that_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
+    trace = Trace(make_instance(tmp_path, page(1000, record(1)), page(1000, record(2))))
+    (tmp_path / "per_cpu/cpu1/stats").write_text("nothing that is known\n")
+    assert [len(trace.drain().pages), isinstance(trace.failure, ValueError)] == [1, True]
+    (tmp_path / "per_cpu/cpu1/stats").write_text("overrun: 0\nread events: 1\n")
+    assert [len(trace.drain().pages), trace.failure] == [1, None]
+    trace.close()
+
+
+def test_half_a_page_ends_nothing(tmp_path: Path) -> None:
+    """What is read when somebody made the kernel's pages larger."""
+    trace = Trace(make_instance(tmp_path, bytes([0xFF]) * SIZE, b"\xff" * 10))
+    decoder = Decoder(trace.formats, {})
+    assert decoder.decode(trace.drain())[1] >= 1
     trace.close()
