@@ -32,22 +32,6 @@ def _tracefs() -> None:
     mount_tracefs()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share what they set up, so one worker runs them; virtual machines share nothing.
-
-    Of the services that see this machine's trace only one can run at a time: their instance has one name.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group"):
-            continue
-        group = item.nodeid.partition("::")[0]
-        if item.get_closest_marker("machine"):
-            group = item.nodeid
-        elif item.get_closest_marker("trace"):
-            group = "trace"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     needed = [name for name in ("root", "trace", *TOOLS) if item.get_closest_marker(name)]
     if needed and os.geteuid() != 0:

@@ -138,7 +138,7 @@ def count_descriptors(daemon: Daemon) -> int:
     return min(counts)
 
 
-@pytest.mark.xdist_group("memory")
+@pytest.mark.alone
 def test_memory_and_descriptors_stay(output: IO[bytes], tmp_path: Path) -> None:
     """After 2,000 polls under load as after 100. What the allocator keeps of bursts is within 2 MiB."""
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)}
