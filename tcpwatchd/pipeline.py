@@ -105,7 +105,7 @@ class Pipeline:
         self._recovery.log_drain(drain)
         transitions, lost = self._decoder.decode(drain)
         failure = self._trace.failure
-        self._tracker.follow(transitions, lost > 0, self._tables.holds, whole=failure is None)
+        self._tracker.follow(transitions, lost > 0, self._tables.holds, whole=self._trace.whole)
         self._report_lost(lost)
         if failure and not self._drain_failing:
             self.report(event.trace_failed(describe(failure), now()))

@@ -93,6 +93,7 @@ def test_half_open_connections_are_not_reported(namespace: Namespace) -> None:
         [*namespace.prefix, "bash", "-c", connect], capture_output=True, text=True, check=False
     )
     assert shown.stdout == "1\n"
+    time.sleep(0.5)
     _, rest, _ = daemon.end(signal.SIGINT)
     missed, stopped = map(json.loads, rest.splitlines())
     assert stopped["TCPWATCHD_REPORTED"] == "0"

@@ -46,6 +46,8 @@ class Trace:
         self._cpus: list[_Cpu] = []
         self.failure: Exception | None = None
         """Why a CPU could not be read at the last drain."""
+        self.whole = True
+        """Whether the last drain read all that was there when it began: not after a failure, at first."""
         self.cleared = False
         """Whether somebody emptied the buffers since the last `check`."""
         try:
@@ -110,6 +112,7 @@ class Trace:
     def drain(self) -> Drain:
         """Take out what is there. A CPU that cannot be read leaves its `failure`; its records come later."""
         began, self.failure = boot_ns(), None
+        self.whole = not any(cpu.pages for cpu in self._cpus)
         filled = []
         for cpu in self._cpus:
             try:
@@ -118,7 +121,7 @@ class Trace:
                 if cpu.pages:
                     filled.append((cpu, cpu.read_statistics()))
             except (OSError, ValueError) as error:
-                self.failure = error
+                self.failure, self.whole = error, False
         lost = sum(cpu.count_lost(statistics, self._layout) for cpu, statistics in filled)
         self.cleared |= any(cpu.is_cleared(statistics) for cpu, statistics in filled)
         taken = {cpu.number: statistics["read events"] for cpu, statistics in filled}
