@@ -148,6 +148,10 @@ class Drain(NamedTuple):
     """Records that were overwritten before they could be read."""
     taken: dict[int, int]
     """Of each CPU that was read from, how many records were ever taken out of it."""
+    failure: Exception | None = None
+    """Why a CPU could not be read; what it has comes with a later drain."""
+    whole: bool = True
+    """Whether nothing older than its beginning can come later."""
 
 
 class Transition(NamedTuple):
@@ -214,6 +218,8 @@ class Known(NamedTuple):
     """Connections to be reported, and whether each is held for its other end."""
     older_prints: frozenset[Row] = frozenset()
     """Rows that the last snapshots held beside a later print of the same socket."""
+    polled_ahead: dict[End, int] = {}  # noqa: RUF012, nobody changes it
+    """Both ends of what polls found while the trace could not be read, and when; records may follow."""
 
 
 NOTHING_KNOWN = Known(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tcpwatchd.output.sinks import Sink
     from tcpwatchd.state.store import Store
 
+OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
 
 class Pipeline:
     """From both sources to the sink.
@@ -47,7 +50,7 @@ class Pipeline:
         self._root = root
         self._store = store
         self._trace = trace
-        self._decoder = Decoder(trace.formats, trace.count_taken()) if trace else None
+        self._decoder = Decoder(trace.formats, trace.taken) if trace else None
         self._tables = Tables(root)
         self._tracker = Tracker()
         self._tracker.addresses = read_addresses(root)
@@ -60,10 +63,12 @@ class Pipeline:
         """Whether the trace has been read since the snapshot before."""
         self._drain_failing = self._counters_failing = False
         """Whether each could not be read when it was last tried."""
-        self._trace_changed = False
-        """Whether the instance is not what it was set up to be."""
         self._sound_at = now()
-        """When it was last found to be."""
+        """When the instance was last found to be what it was set up to be."""
+        self._unsound_since: int | None = None
+        """When it was last found to be so, if it is not."""
+        self._sound_since_poll = True
+        """Whether each check since the poll before found it so."""
         self._totals = dict.fromkeys(("missed_trace", "missed_inbound", "missed_outbound"), 0)
         self._totals |= dict.fromkeys(("records_lost", "malformed_rows"), 0)
 
@@ -77,7 +82,9 @@ class Pipeline:
         A trace or counters that cannot be read do not keep the tables from being judged.
         """
         counters = self._read_counters()
-        trace_sound = self._check_trace()
+        self.check_trace()
+        trace_sound = self._trace is not None and self._sound_since_poll
+        self._sound_since_poll = self._unsound_since is None
         self._tracker.addresses = read_addresses(self._root)
         snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
@@ -104,53 +111,67 @@ class Pipeline:
         drain = self._trace.drain()
         self._recovery.log_drain(drain)
         transitions, lost = self._decoder.decode(drain)
-        failure = self._trace.failure
-        self._tracker.follow(transitions, lost > 0, self._tables.holds, whole=self._trace.whole)
+        self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole)
         self._report_lost(lost)
-        if failure and not self._drain_failing:
-            self.report(event.trace_failed(describe(failure), now()))
-        elif self._drain_failing and not failure:
+        if drain.failure and not self._drain_failing:
+            self.report(event.trace_failed(describe(drain.failure), now()))
+        elif self._drain_failing and not drain.failure:
             self.report(event.trace_recovered(now()))
-        self._drain_failing = failure is not None
+        self._drain_failing = drain.failure is not None
         self._take_released(boot_ns())
 
-    def _check_trace(self) -> bool:
-        """Whether the trace recorded all since the last poll.
+    def check_trace(self) -> None:
+        """See whether the instance is still what it was set up to be, and repair it where that may be done.
 
-        Whoever traces as root can change the instance. It is repaired where that may be done; for the time
-        from when it was last found to be sound only polls are to be trusted.
+        Whoever traces as root can change it. For the time from when it was last found sound only polls are to
+        be trusted.
         """
-        if not self._trace:
-            return False
-        fault = self._find_fault(self._trace)
-        if fault and not self._trace_changed:
-            self.report(event.trace_changed(fault, now()))
-            self._trace_changed = True
-        if fault:
-            with contextlib.suppress(OSError):  # the service may not
-                self._trace.repair()
-                self._trace.start_anew()
-                fault = self._find_fault(self._trace)
-        if fault:
-            return False
-        sound, self._trace_changed = not self._trace_changed, False
-        if not sound:
-            self.report(event.trace_gap(self._sound_at, now()))
-            with contextlib.suppress(OSError):  # then a second gap is told
-                self._trace.start_anew()
-        self._sound_at = now()
-        return sound
+        if not self._trace or not self._decoder:
+            return
+        try:
+            fault = self._find_fault(self._trace, self._decoder)
+            if fault:
+                self._note_fault(fault)
+                with contextlib.suppress(OSError):  # the service may not
+                    self._trace.repair()
+                    fault = self._find_fault(self._trace, self._decoder)
+            if not fault:
+                self._note_sound(self._trace, self._decoder)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES:
+                self._sound_since_poll = False  # not known: the next check may find it out
+            else:
+                self._note_fault(describe(error))
 
-    def _find_fault(self, trace: Trace) -> str | None:
+    def _find_fault(self, trace: Trace, decoder: Decoder) -> str | None:
+        """Raises OSError and ValueError when that cannot be found out."""
         try:
             trace.check()
-        except (OSError, ValueError, Failure) as error:
+        except Failure as error:
             return describe(error)
+        if decoder.counted_anew:
+            decoder.start_anew(trace.count_taken())
+            return f"{trace.path}: its buffers were emptied"
         return None
 
+    def _note_fault(self, fault: str) -> None:
+        if self._unsound_since is None:
+            self.report(event.trace_changed(fault, now()))
+            self._unsound_since = self._recovery.unsound_since = self._sound_at
+        self._sound_since_poll = False
+
+    def _note_sound(self, trace: Trace, decoder: Decoder) -> None:
+        if self._unsound_since is not None:
+            self.report(event.trace_gap(self._unsound_since, now()))
+            self._unsound_since = self._recovery.unsound_since = None
+            # Buffers that were emptied until now, as by another clock, are no further change.
+            decoder.start_anew(trace.count_taken())
+        self._sound_at = now()
+
     def _take_released(self, until: int) -> None:
+        """The trace tells of all network namespaces, the kernel's counters of this one."""
         released = self._tracker.release(until)
-        self._audit.add_found(released)
+        self._audit.add_found([connection for connection in released if self._tracker.is_here(connection)])
         self.outbox.add(released)
 
     def _read_counters(self) -> list[int] | None:

@@ -30,6 +30,8 @@ DRAIN_CREDIT = 0.2
 """Seconds of drains that may be made at once after a pause: while connections are few, none waits."""
 EARLY_POLL_PAUSE = 1.0
 """Seconds between two polls that come before their time."""
+CHECK_TRACE_EVERY = 10.0
+"""Seconds between two looks at how the trace is set up, where polls are fewer; CPUs may have come online."""
 STATUS_PAUSE = 1.0
 """Seconds between two notes of what was reported, unless a poll brings one."""
 LAST_WORDS = 1.0
@@ -70,6 +72,7 @@ class Watch:
         self._awaiting_trace = False
         """Whether the poller wakes for the trace."""
         self._poll_at = self._drain_at = self._status_at = time.monotonic()
+        self._check_trace_at = self._poll_at + CHECK_TRACE_EVERY
         """From when on each may be done, in seconds of CLOCK_MONOTONIC."""
         self._polled_at = -math.inf
         """When the last poll ended."""
@@ -163,11 +166,16 @@ class Watch:
                 self._pipeline.report(event.poll_recovered(self._failed_polls_in_a_row, now()))
             self._failed_polls_in_a_row = 0
         self._polled_at = time.monotonic()
+        self._check_trace_at = self._polled_at + CHECK_TRACE_EVERY
         self._set_next_poll()
         self._notify_status()
 
     def _drain(self) -> None:
-        self._drain_at = max(self._drain_at, time.monotonic() - DRAIN_CREDIT) + DRAIN_EVERY
+        moment = time.monotonic()
+        self._drain_at = max(self._drain_at, moment - DRAIN_CREDIT) + DRAIN_EVERY
+        if moment >= self._check_trace_at:
+            self._check_trace_at = moment + CHECK_TRACE_EVERY
+            self._pipeline.check_trace()
         self._pipeline.drain()
 
     def _find_deadline(self) -> float:
@@ -182,13 +190,17 @@ class Watch:
         return min(deadlines)
 
     def _find_next_drain(self, moment: float) -> float:
-        """When to drain though the trace wakes nobody: after a pause, and when a held report is released."""
+        """When to drain though the trace wakes nobody.
+
+        That is after a pause, when a held report is released, and to see whether the trace is sound.
+        """
         if not self._trace:
             return math.inf
         if moment < self._drain_at:
             return self._drain_at
         release = self._pipeline.next_release
-        return math.inf if release is None else moment + (release - boot_ns()) / NANOSECONDS
+        released_at = math.inf if release is None else moment + (release - boot_ns()) / NANOSECONDS
+        return min(released_at, self._check_trace_at)
 
     def _wait_until(self, deadline: float) -> bool:
         """Until something comes, or the deadline; whether the trace is to be drained."""

@@ -29,6 +29,7 @@ def make_full() -> Baseline:
         {0xFFFF888100000000: (THERE, 6)},
         [(CONNECTION, True)],
         frozenset({Row(END, TcpState.ESTABLISHED, 0)}),
+        {END: 11, END.flipped: 11},
     )
     deferred = [
         Transition(8, 0xFFFF888100000000, TcpState.SYN_SENT, TcpState.ESTABLISHED, END, 1),
@@ -36,4 +37,4 @@ def make_full() -> Baseline:
     ]
     blocks = [[{b"a", b"b"}, {b"c"}], [{b"6"}]]
     waiting: list[Connection | Event] = [CONNECTION, poll_failed('a "b"\n\0', 4)]
-    return Baseline(1, 1, 4026, 99, {0: 5, 1: 6}, deferred, known, waiting, [0, -1, 5, 6, 7], blocks)
+    return Baseline(1, 1, 4026, 99, {0: 5, 1: 6}, deferred, known, waiting, [0, -1, 5, 6, 7], blocks, 98)

@@ -52,7 +52,9 @@ OPTIONS = {
     "options/userstacktrace": "0",
 }
 """What is set so because records come sooner and fewer are lost; none of it is in all kernels."""
-READ_FILES = (*SETTINGS, "events/header_page", "events/header_event", f"{EVENT}/format")
+SIZES = ("buffer_size_kb", "buffer_subbuf_size_kb")
+"""What empties the buffers when it changes."""
+READ_FILES = (*SETTINGS, *SIZES, "events/header_page", "events/header_event", f"{EVENT}/format")
 """What a reader without privilege must be able to read, beside the files of each CPU."""
 CPU_FILES = ("trace_pipe_raw", "stats")
 ONLINE = "/sys/devices/system/cpu/online"
@@ -118,15 +120,15 @@ def write_settings(path: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # an older kernel
             if read_file(path, file) != value:
                 write_file(path, file, value)
-    mask = format_mask(1 + max(int(cpu[3:]) for cpu in list_cpus(path)))
     for file, value in SETTINGS.items():
         if not is_set(path, file, value):
-            write_file(path, file, mask if value == "all" else value)
+            write_file(path, file, format_mask(1 + list_cpus(path)[-1]) if value == "all" else value)
 
 
 def set_buffer_size(path: str, buffer_kb: int) -> None:
     """`buffer_kb` is for one CPU. Raises OSError."""
-    kilobytes = max(4, min(buffer_kb, TOTAL_KB // len(list_online_cpus(path))))
+    cpus = len(read_online_cpus()) or len(list_cpus(path))
+    kilobytes = max(4, min(buffer_kb, TOTAL_KB // cpus))
     size = read_file(path, "buffer_size_kb").split()[0]
     # "X" where CPUs differ; the kernel rounds to pages.
     if not size.isdecimal() or abs(int(size) - kilobytes) > 4:
@@ -152,7 +154,7 @@ def lock(path: str) -> int:
 
 def open_to_all(path: str) -> None:
     """Let any user who gets to the instance read what a reader needs, and nothing else."""
-    for file in (*READ_FILES, *(f"per_cpu/{cpu}/{file}" for cpu in list_cpus(path) for file in CPU_FILES)):
+    for file in (*READ_FILES, *(f"per_cpu/cpu{n}/{file}" for n in list_cpus(path) for file in CPU_FILES)):
         parts = file.split("/")
         with contextlib.suppress(FileNotFoundError):  # an older kernel
             allow(os.path.join(path, file), stat.S_IROTH)
@@ -191,26 +193,24 @@ def explain(error: OSError | ValueError) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
-def list_cpus(path: str) -> list[str]:
-    """The directories of all CPUs that are possible, in order."""
-    return sorted(os.listdir(os.path.join(path, "per_cpu")), key=lambda name: int(name[3:]))
-
-
-def list_online_cpus(path: str) -> list[str]:
-    """Those of CPUs that are online; all where that is not known. Raises OSError."""
-    cpus = list_cpus(path)
-    online = read_online_cpus()
-    return [cpu for cpu in cpus if int(cpu[3:]) in online] or cpus
+def list_cpus(path: str) -> list[int]:
+    """The numbers of all CPUs that are possible, in order. Raises OSError."""
+    return sorted(int(name[3:]) for name in os.listdir(os.path.join(path, "per_cpu")))
 
 
 def read_online_cpus() -> set[int]:
-    """From a list of ranges (Documentation/admin-guide/cputopology.rst); empty where it is not to be had."""
+    """Empty where it is not to be had."""
     try:
         with open(ONLINE) as text:
-            ranges = [part.split("-") for part in text.read().strip().split(",")]
-        return {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
+            return parse_cpus(text.read())
     except (OSError, ValueError):
         return set()
+
+
+def parse_cpus(text: str) -> set[int]:
+    """From a list of ranges (Documentation/admin-guide/cputopology.rst). Raises ValueError."""
+    ranges = [part.split("-") for part in text.strip().split(",")]
+    return {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}
 
 
 def read_file(path: str, file: str) -> str:
@@ -241,6 +241,8 @@ def is_set(path: str, file: str, value: str) -> bool:
     if file == "tracing_cpumask":
         mask = int(text.replace(",", ""), 16)
         return all(mask >> cpu & 1 for cpu in read_online_cpus())
+    if file.endswith("/enable"):
+        text = text.removesuffix("*")  # somebody's trigger refers to the event
     return text == value
 
 

@@ -92,6 +92,8 @@ class Decoder:
         self.taken = dict(taken)
         self.deferred = list(deferred)
         """What was newer than the start of the last drain, and is decoded with the next one."""
+        self.counted_anew = False
+        """Whether the kernel counts from 0 again, or fewer records than it gave: its buffers were emptied."""
 
     def decode(self, drain: Drain) -> tuple[list[Transition], int]:
         """Transitions in the order of time, and how many records were lost or could not be decoded.
@@ -110,7 +112,9 @@ class Decoder:
             except (KeyError, struct.error):  # what no kernel writes; the kernel's count tells how many
                 damaged = True
         decoded = len(found) + others
-        taken = sum(records - self.taken.get(cpu, 0) for cpu, records in drain.taken.items())
+        changes = [records - self.taken.get(cpu, 0) for cpu, records in drain.taken.items()]
+        taken = sum(changes)
+        self.counted_anew |= min(changes, default=0) < 0 or taken < decoded
         self.taken.update(drain.taken)
         found += self.deferred
         found.sort(key=operator.itemgetter(0))
@@ -123,6 +127,10 @@ class Decoder:
             ready -= 1
         self.deferred = found[ready:]
         return found[:ready], lost
+
+    def start_anew(self, taken: Mapping[int, int]) -> None:
+        """Go on from what the kernel counts now."""
+        self.taken, self.counted_anew = dict(taken), False
 
     def take_deferred(self) -> list[Transition]:
         """What waits for the next drain, when there will be none."""

@@ -5,6 +5,7 @@ Whoever reads takes out: what was read is nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -16,12 +17,14 @@ from tcpwatchd.connection import Drain, Formats
 from tcpwatchd.failure import describe
 from tcpwatchd.kernel.instance import (
     EVENT,
+    ONLINE,
+    SIZES,
     TraceError,
     check,
     explain,
     list_cpus,
-    list_online_cpus,
     lock,
+    parse_cpus,
     read_file,
     write_settings,
 )
@@ -30,6 +33,7 @@ from tcpwatchd.kernel.pages import find_loss, read_layout, trim
 if TYPE_CHECKING:
     from tcpwatchd.kernel.pages import Layout
 
+PAGE_FORMAT = "events/header_page"
 NOTHING_NOW = {errno.EAGAIN, errno.EBUSY, errno.ENODEV, errno.ENOMEM}
 """Errors of a reader after which the kernel still has all: try again later."""
 
@@ -43,13 +47,9 @@ class Trace:
     def __init__(self, path: str) -> None:
         self.path = path
         self._lock = -1
-        self._cpus: list[_Cpu] = []
-        self.failure: Exception | None = None
-        """Why a CPU could not be read at the last drain."""
-        self.whole = True
-        """Whether the last drain read all that was there when it began: not after a failure, at first."""
-        self.cleared = False
-        """Whether somebody emptied the buffers since the last `check`."""
+        self._cpus: dict[int, _Cpu] = {}
+        self._online, self._online_text = -1, b""
+        """The file that lists CPUs that are online, and what it said when they were last opened."""
         try:
             self._readable = select.epoll()
         except OSError as error:
@@ -61,7 +61,12 @@ class Trace:
             check(path)
             self.formats = read_formats(path)
             self._layout = read_layout(self.formats)
+            self._sizes = self._read_sizes()
+            with contextlib.suppress(OSError):  # then all that are possible are opened
+                self._online = os.open(ONLINE, os.O_RDONLY | os.O_CLOEXEC)
             self._open_cpus()
+            self.taken = self.count_taken()
+            """How many records of each possible CPU were taken out before, by whomever."""
         except TraceError:
             self.close()
             raise
@@ -71,64 +76,73 @@ class Trace:
             raise TraceError(text) from error
 
     def _open_cpus(self) -> None:
-        """Those that are online and not open yet; a CPU that goes offline is kept."""
-        known = {cpu.number for cpu in self._cpus}
-        for name in list_online_cpus(self.path):
-            if int(name[3:]) not in known:
-                cpu = _Cpu(int(name[3:]), os.path.join(self.path, "per_cpu", name))
-                self._cpus.append(cpu)
+        """Those that came online since the last time; a CPU that goes offline is kept.
+
+        Raises OSError and ValueError.
+        """
+        text = os.pread(self._online, 4096, 0) if self._online >= 0 else b""
+        if text and text == self._online_text:
+            return
+        possible = list_cpus(self.path)
+        online = parse_cpus(text.decode()) if text else possible
+        for number in possible:
+            if number in online and number not in self._cpus:
+                cpu = self._cpus[number] = _Cpu(os.path.join(self.path, f"per_cpu/cpu{number}"))
                 self._readable.register(cpu.descriptor, select.EPOLLIN)
+        self._online_text = text
 
     def check(self) -> None:
-        """See that the instance is what it was set up to be, and open CPUs that came online.
+        """See that the instance is what it was set up to be.
 
-        Raises TraceError with what is wrong, and OSError.
+        Raises TraceError with what is wrong, and OSError when that cannot be found out.
         """
-        self._open_cpus()
         check(self.path)
-        if read_formats(self.path) != self.formats:
+        if read_file(self.path, PAGE_FORMAT) != self.formats.page:
             raise TraceError(f"{self.path}: its pages have another layout (buffer_subbuf_size_kb)")
-        if self.cleared:
-            self.cleared = False
-            raise TraceError(f"{self.path}: its buffers were emptied")
+        before, self._sizes = self._sizes, self._read_sizes()
+        if before != self._sizes:
+            raise TraceError(f"{self.path}: its buffers have another size")
+
+    def _read_sizes(self) -> list[str]:
+        sizes = []
+        for file in SIZES:
+            with contextlib.suppress(FileNotFoundError):  # an older kernel
+                sizes.append(read_file(self.path, file))
+        return sizes
 
     def repair(self) -> None:
         """Set the instance up again. Raises OSError, without privilege always."""
         write_settings(self.path)
-
-    def start_anew(self) -> None:
-        """From now on: buffers that were emptied until now, as by another clock, are no further change.
-
-        Raises OSError.
-        """
-        for cpu in self._cpus:
-            cpu.is_cleared(cpu.read_statistics())
-        self.cleared = False
 
     def fileno(self) -> int:
         """A descriptor that is readable when any CPU has records."""
         return self._readable.fileno()
 
     def drain(self) -> Drain:
-        """Take out what is there. A CPU that cannot be read leaves its `failure`; its records come later."""
-        began, self.failure = boot_ns(), None
-        self.whole = not any(cpu.pages for cpu in self._cpus)
-        filled = []
-        for cpu in self._cpus:
+        """Take out what is there. What a CPU that cannot be read holds comes with a later drain."""
+        began, failure = boot_ns(), None
+        whole = not any(cpu.pages for cpu in self._cpus.values())
+        filled = {}
+        try:
+            self._open_cpus()
+        except (OSError, ValueError) as error:
+            failure = error
+        for number, cpu in self._cpus.items():
             try:
                 if not cpu.pages:
                     self._read(cpu)
                 if cpu.pages:
-                    filled.append((cpu, cpu.read_statistics()))
+                    filled[number] = cpu.read_statistics()
             except (OSError, ValueError) as error:
-                self.failure, self.whole = error, False
-        lost = sum(cpu.count_lost(statistics, self._layout) for cpu, statistics in filled)
-        self.cleared |= any(cpu.is_cleared(statistics) for cpu, statistics in filled)
-        taken = {cpu.number: statistics["read events"] for cpu, statistics in filled}
-        pages = [trim(page, self._layout) for cpu, _ in filled for page in cpu.pages]
-        for cpu, _ in filled:
+                failure = error
+        lost, taken, pages = 0, {}, []
+        for number, statistics in filled.items():
+            cpu = self._cpus[number]
+            lost += cpu.count_lost(statistics, self._layout)
+            taken[number] = statistics["read events"]
+            pages += [trim(page, self._layout) for page in cpu.pages]
             cpu.pages = []
-        return Drain(began, pages, lost, taken)
+        return Drain(began, pages, lost, taken, failure, whole and not failure)
 
     def _read(self, cpu: _Cpu) -> None:
         """An offline CPU is always reported as failing, which would spin: it is not waited for."""
@@ -140,27 +154,29 @@ class Trace:
             self._readable.unregister(cpu.descriptor)
 
     def count_taken(self) -> dict[int, int]:
-        """How many records of each possible CPU were ever taken out, by whomever: the kernel's own count."""
-        taken = {}
-        for name in list_cpus(self.path):
-            with open(os.path.join(self.path, "per_cpu", name, "stats")) as file:
-                taken[int(name[3:])] = parse_statistics(file.read())["read events"]
-        return taken
+        """How many records of each possible CPU were ever taken out, by whomever: the kernel's own count.
+
+        Raises OSError and ValueError.
+        """
+        return {
+            number: parse_statistics(read_file(self.path, f"per_cpu/cpu{number}/stats"))["read events"]
+            for number in list_cpus(self.path)
+        }
 
     def close(self) -> None:
         self._readable.close()
-        for cpu in self._cpus:
+        for cpu in self._cpus.values():
             cpu.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-        self._cpus, self._lock = [], -1
+        for descriptor in (self._lock, self._online):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._cpus, self._lock, self._online = {}, -1, -1
 
 
 class _Cpu:
     """The buffer of one CPU."""
 
-    def __init__(self, number: int, path: str) -> None:
-        self.number = number
+    def __init__(self, path: str) -> None:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         self.descriptor = os.open(os.path.join(path, "trace_pipe_raw"), flags)
         self._statistics = -1
@@ -174,7 +190,6 @@ class _Cpu:
             self.close()
             raise
         self._overrun, self._dropped = statistics["overrun"], statistics.get("dropped events", 0)
-        self._taken = statistics["read events"]
 
     def read_pages(self, size: int) -> None:
         """All there is. Nothing, and each error of NOTHING_NOW, means nothing now, never the end."""
@@ -197,17 +212,11 @@ class _Cpu:
             self._overrun += overwritten
             lost += overwritten
         # Where somebody has the newest records dropped rather than the oldest (options/overwrite).
-        dropped = max(0, statistics.get("dropped events", 0) - self._dropped)
-        self._dropped += dropped
-        return lost + dropped
-
-    def is_cleared(self, statistics: dict[str, int]) -> bool:
-        """Whether the kernel's counts began anew since they were last read."""
-        cleared = statistics["read events"] < self._taken
-        self._taken = statistics["read events"]
-        if cleared:
-            self._overrun, self._dropped = statistics["overrun"], statistics.get("dropped events", 0)
-        return cleared
+        dropped = statistics.get("dropped events", 0)
+        lost += max(0, dropped - self._dropped)
+        # The kernel counts from 0 again when somebody empties the buffer.
+        self._overrun, self._dropped = min(self._overrun, statistics["overrun"]), dropped
+        return lost
 
     def read_statistics(self) -> dict[str, int]:
         """What the kernel writes anew for each reading at offset 0. Raises OSError and ValueError."""
@@ -228,5 +237,5 @@ def parse_statistics(text: str) -> dict[str, int]:
 
 
 def read_formats(path: str) -> Formats:
-    names = ("events/header_page", "events/header_event", f"{EVENT}/format")
+    names = (PAGE_FORMAT, "events/header_event", f"{EVENT}/format")
     return Formats(*(read_file(path, name) for name in names))

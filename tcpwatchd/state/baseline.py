@@ -42,6 +42,8 @@ class Baseline(NamedTuple):
     """Of the coverage audit."""
     blocks: list[list[set[bytes]]]
     """The slices of both tables."""
+    unsound_since: int | None = None
+    """Since when the instance was not what it should be, in microseconds since the epoch."""
 
 
 def format_baseline(baseline: Baseline) -> bytes:
@@ -94,9 +96,11 @@ def _simplify(baseline: Baseline) -> list[Any]:
             [[socket, remote.hex(), begun] for socket, (remote, begun) in known.handshakes.items()],
             [[_simplify_item(connection), held] for connection, held in known.reports],
             [_simplify_away(row.end, row) for row in known.older_prints],
+            [f"{_join(end)} {when}" for end, when in known.polled_ahead.items()],
         ],
         [_simplify_item(item) for item in baseline.waiting],
         baseline.counters,
+        baseline.unsound_since,
     ]
 
 
@@ -116,8 +120,11 @@ def _simplify_item(item: Connection | Event) -> str | list[Any]:
 
 
 def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
-    """From what `_simplify` made. Raises ValueError, TypeError and the like for what it did not make."""
-    saved, generation, instance, drained, taken, deferred, known, waiting, counters = head
+    """From what `_simplify` made, here or in an older version. Raises ValueError, TypeError and the like for
+    anything else.
+    """
+    saved, generation, instance, drained, taken, deferred, known, waiting, counters, *later = head
+    unsound_since = later[0] if later else None
     return Baseline(
         int(saved),
         int(generation),
@@ -129,6 +136,7 @@ def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
         [_restore_item(item) for item in waiting],
         [int(count) for count in counters],
         blocks,
+        None if unsound_since is None else int(unsound_since),
     )
 
 
@@ -142,6 +150,7 @@ def _restore_known(
     handshakes: Any,
     reports: Any,
     older_prints: Any = (),
+    polled_ahead: Any = (),
 ) -> Known:
     """What an older version did not keep has the value that it meant."""
     return Known(
@@ -154,6 +163,7 @@ def _restore_known(
         {int(socket): (_restore_endpoint(to), int(sum(begun))) for socket, to, *begun in handshakes},
         [(_restore_connection(words), bool(held)) for words, held in reports],
         frozenset(row for words in map(_split, older_prints) if (row := _restore_row(*words))),
+        {_restore_end(*words): int(when) for *words, when in map(_split, polled_ahead)},
     )
 
 

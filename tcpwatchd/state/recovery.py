@@ -74,6 +74,8 @@ class Recovery:
         self._keeping_fails = False
         self.changed = True
         """Whether there is anything that the baseline and its log do not have."""
+        self.unsound_since: int | None = None
+        """Since when the instance is not what it should be, in microseconds since the epoch."""
 
     def resume(self) -> Resumed:
         """Go on from where the process before ended, if it left anything."""
@@ -100,7 +102,11 @@ class Recovery:
         lost, last = self._replay(baseline, log)
         same_instance = trace is not None and trace.instance == baseline.instance
         # Whoever empties the buffers, as another clock does, makes the kernel count anew.
-        trace_unbroken = same_instance and not (decoder and is_counted_anew(decoder, last))
+        trace_unbroken = (
+            same_instance
+            and baseline.unsound_since is None
+            and not (decoder and is_counted_anew(decoder, last))
+        )
         if decoder and trace_unbroken:
             lost += count_slipped(decoder, last)
             decoder.deferred = last.deferred
@@ -115,7 +121,8 @@ class Recovery:
         if log.damage:
             self._report_unusable(BaselineError(log.damage))
         if not trace_unbroken:
-            self._leave_instance(baseline.instance, max(baseline.drained, log.until if log.formats else 0))
+            drained = max(baseline.drained, log.until if log.formats else 0)
+            self._leave_instance(baseline.instance, drained, baseline.unsound_since)
         if lost > lost_reported or not trace_unbroken:
             tracker.forget_handshakes()
         unreported = max(0, lost - lost_reported)
@@ -133,16 +140,16 @@ class Recovery:
         decoder, lost = Decoder(log.formats, baseline.taken, baseline.deferred), 0
         for drain in log.drains:
             transitions, lost_before = decoder.decode(drain)
-            self._stages.tracker.follow(transitions, lost_before > 0, self._stages.tables.holds)
+            self._stages.tracker.follow(transitions, lost_before > 0, self._stages.tables.holds, whole=False)
             lost += lost_before
         return lost, Progress(decoder.taken, decoder.deferred)
 
-    def _leave_instance(self, instance: int | None, until: int) -> None:
-        """The instance that was read until then is not the one that is in use now, if any is."""
+    def _leave_instance(self, instance: int | None, drained: int, unsound_since: int | None) -> None:
+        """What was read until then is not the instance that is in use now, if any is, or was not sound."""
         if not self._stages.trace:
-            self._instance, self._drained = instance, until
+            self._instance, self._drained, self.unsound_since = instance, drained, unsound_since
         elif instance is not None:
-            self._report(event.trace_gap(until, now()))
+            self._report(event.trace_gap(drained if unsound_since is None else unsound_since, now()))
 
     def log_drain(self, drain: Drain) -> None:
         self._drained = now()
@@ -176,6 +183,7 @@ class Recovery:
                     waiting=list(outbox.waiting),
                     counters=audit.counters,
                     blocks=tables.blocks,
+                    unsound_since=self.unsound_since,
                 )
                 self._store.save(baseline, trace.formats if trace else None)
                 self._written_before_save = outbox.total

@@ -59,8 +59,7 @@ class Tracker:
         self._held: dict[End, list[_Report]] = {}
         """By the end that was opened, the newest last: in two namespaces there can be two at once."""
         self._older_prints = known.older_prints
-        self._polled_ahead: dict[End, int] = {}
-        """Both ends of what polls found while the trace could not be read, and when; records may follow."""
+        self._polled_ahead = known.polled_ahead.copy()
         self.open = known.open
         """Sockets with an open connection in the last snapshot."""
         for connection, held in known.reports:
@@ -79,6 +78,7 @@ class Tracker:
             handshakes=self._handshakes.copy(),
             reports=[(report.connection, report.held) for report in self._queue],
             older_prints=self._older_prints,
+            polled_ahead=self._polled_ahead.copy(),
         )
 
     @property
@@ -177,6 +177,14 @@ class Tracker:
         """Whether a Fast Open child was told of before its opening end, but not before that one's SYN."""
         told_since = self._unpaired.is_told_since(flipped, begun or when - HOLD)
         return told_since and self._unpaired.settle(flipped, when)
+
+    def is_here(self, connection: Connection) -> bool:
+        """Whether one end has an address of this machine, of this network namespace as far as it can be told.
+
+        True for all where its addresses are not known.
+        """
+        ends = connection.source, connection.destination
+        return not self.addresses or any(end.address in self.addresses for end in ends)
 
     def _is_known(self, end: End, holds: Holds) -> bool:
         return end in self._awaiting_row or end in self._absent or bool(holds(end))

@@ -83,7 +83,7 @@ def test_padding_ends_a_page(layout: Layout) -> None:
 
 def drain(trace: Trace, decoder: Decoder | None = None) -> tuple[list[int], int]:
     """The sockets of a drain's transitions, and how many records were lost."""
-    transitions, lost = (decoder or Decoder(trace.formats, trace.count_taken())).decode(trace.drain())
+    transitions, lost = (decoder or Decoder(trace.formats, trace.taken)).decode(trace.drain())
     return [t.skaddr for t in transitions], lost
 
 
@@ -98,7 +98,7 @@ def test_cpus_are_merged_by_time(tmp_path: Path) -> None:
 def test_newer_records_wait_for_the_next_drain(tmp_path: Path) -> None:
     soon = boot_ns() + 300_000_000
     trace = Trace(make_instance(tmp_path, page(soon, record(2, 0)), page(1000, record(1))))
-    decoder = Decoder(trace.formats, trace.count_taken())
+    decoder = Decoder(trace.formats, trace.taken)
     assert drain(trace, decoder) == ([1], 0)
     time.sleep(0.35)
     assert drain(trace, decoder) == ([2], 0)
@@ -109,7 +109,7 @@ def test_newer_records_wait_for_the_next_drain(tmp_path: Path) -> None:
 def test_what_waits_is_taken_at_the_end(tmp_path: Path) -> None:
     later = boot_ns() + 10**10
     trace = Trace(make_instance(tmp_path, page(later, record(2, 0))))
-    decoder = Decoder(trace.formats, trace.count_taken())
+    decoder = Decoder(trace.formats, trace.taken)
     assert drain(trace, decoder) == ([], 0)
     assert [t.skaddr for t in decoder.take_deferred()] == [2]
     trace.close()
@@ -133,7 +133,7 @@ def test_a_damaged_page_loses_its_own_records_alone(tmp_path: Path) -> None:
     """The kernel's count of what was taken out tells how many they were."""
     impossible = record(2).replace(struct.pack("<i", 1), struct.pack("<i", 99))
     trace = Trace(make_instance(tmp_path, page(1000, record(1)) + page(2000, impossible, record(3))))
-    decoder = Decoder(trace.formats, trace.count_taken())
+    decoder = Decoder(trace.formats, trace.taken)
     (tmp_path / "per_cpu/cpu0/stats").write_text("overrun: 0\nread events: 3\n")
     assert drain(trace, decoder) == ([1], 2)
     trace.close()
@@ -208,25 +208,25 @@ two_cpus = pytest.mark.skipif(len(read_online_cpus()) < 2, reason="needs two CPU
 
 @two_cpus
 def test_a_cpu_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path) -> None:
-    trace = Trace(make_instance(tmp_path, page(1000, record(1))))
-    cpu = tmp_path / "per_cpu" / "cpu1"
-    cpu.mkdir()
-    os.mkfifo(cpu / "trace_pipe_raw")
+    instance = make_instance(tmp_path, page(1000, record(1)), page(1000, record(2)))
+    (tmp_path / "per_cpu/cpu1/stats").unlink()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        with pytest.raises(FileNotFoundError):
-            trace.check()
+        with pytest.raises(TraceError, match="cpu1/stats"):
+            Trace(instance)
     assert len(os.listdir("/proc/self/fd")) == before
-    trace.close()
 
 
 @two_cpus
 def test_a_cpu_that_cannot_be_read_stops_no_other(tmp_path: Path) -> None:
     trace = Trace(make_instance(tmp_path, page(1000, record(1)), page(1000, record(2))))
     (tmp_path / "per_cpu/cpu1/stats").write_text("nothing that is known\n")
-    assert [len(trace.drain().pages), isinstance(trace.failure, ValueError)] == [1, True]
+    first = trace.drain()
+    assert [len(first.pages), isinstance(first.failure, ValueError), first.whole] == [1, True, False]
     (tmp_path / "per_cpu/cpu1/stats").write_text("overrun: 0\nread events: 1\n")
-    assert [len(trace.drain().pages), trace.failure] == [1, None]
+    second = trace.drain()
+    assert [len(second.pages), second.failure, second.whole] == [1, None, False]
+    assert trace.drain().whole
     trace.close()
 
 
