@@ -28,6 +28,9 @@ SUCCESSORS = {
 }
 """The states in which a connection can be seen after each state."""
 
+BEFORE_OTHERS_END = UNACCEPTED | {TcpState.FIN_WAIT1, TcpState.FIN_WAIT2}
+"""States that an end has left before its other end enters TIME_WAIT: both have sent their FIN by then."""
+
 REMEMBERED = 64_000_000_000
 """How long an end may come after its other end, in nanoseconds: the retries of a handshake end before."""
 MOST_UNPAIRED = 100_000
@@ -143,7 +146,9 @@ class Comparison:
         known = self._continues(row) or self._adopt(end)
         if not known and not was_known and end != flipped:
             # The second end, not known before, of a connection that is known.
-            known = self._unpaired.settle(flipped, self._snapshot.started) or flipped_known
+            known = self._unpaired.settle(flipped, self._snapshot.started) or (
+                flipped_known and not (row.state in BEFORE_OTHERS_END and self._is_over(flipped))
+            )
         self._stays[end] = row
         if not known and end != flipped and flipped_known:
             self._expect(flipped)
@@ -181,6 +186,12 @@ class Comparison:
         if stays != row:
             self._older_prints.add(stays)
         return True
+
+    def _is_over(self, end: End) -> bool:
+        """Whether nothing but TIME_WAIT is known of an end."""
+        stays = self._stays.get(end)
+        rows = [*self._went.get(end, []), *([stays] if stays else [])]
+        return end not in self._awaiting_row and {row and row.state for row in rows} == {TcpState.TIME_WAIT}
 
     def _adopt(self, end: End) -> bool:
         """Whether a reported connection of this end has no row yet: this is its row."""

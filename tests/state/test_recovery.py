@@ -19,7 +19,7 @@ from tcpwatchd.state.store import Store
 from tests.model import TICK, Kernel, Step, pack
 from tests.ring import Ring
 from tests.table import write_counters
-from tests.tracking.test_histories import histories, without_fast_open
+from tests.tracking.test_histories import histories
 
 if TYPE_CHECKING:
     from tcpwatchd.output.event import Event
@@ -244,7 +244,7 @@ def test_killed_while_it_writes_it_repeats_that_batch_at_most(steps: list[Step])
 
 
 @FEWER
-@given(histories("drain", "slip").map(without_fast_open))
+@given(histories("drain", "slip"))
 def test_what_slips_between_reading_and_putting_aside_is_counted(steps: list[Step]) -> None:
     machine = play(steps)
     truth, written = machine.count()

@@ -45,12 +45,7 @@ def histories(draw: st.DrawFn, *extra: str) -> list[Step]:
     return [*listens, *draw(st.lists(step, min_size=40, max_size=150))]
 
 
-def without_fast_open(steps: list[Step]) -> list[Step]:
-    """A Fast Open child that ends early shows no poll which end opened it, nor always that it is another."""
-    return [step for step in steps if step[0] != "fast"]
-
-
-@given(histories().map(without_fast_open))
+@given(histories())
 def test_every_visible_connection_is_reported_once(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         kernel, tables, tracker = Kernel(Path(folder)), Tables(folder), Tracker()

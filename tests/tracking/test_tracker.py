@@ -196,6 +196,15 @@ def test_the_server_end_of_the_last_connection_and_the_client_end_of_the_next(po
     assert polls.see(f"{client} ESTABLISHED 28", f"{server} ESTABLISHED 29") == []
 
 
+def test_the_next_connection_after_time_wait_shows_both_its_ends(polls: Polls) -> None:
+    """The client's row is its own, and no other end of what is over; a third connection is told by it."""
+    client, server = "127.0.0.1:40000 127.0.0.1:80", "127.0.0.1:80 127.0.0.1:40000"
+    assert polls.see(f"{server} TIME_WAIT 0") == [LOOPBACK]
+    assert polls.see(f"{client} ESTABLISHED 8", f"{server} ESTABLISHED 0") == [LOOPBACK]
+    assert polls.see(f"{client} ESTABLISHED 18", f"{server} ESTABLISHED 0") == [LOOPBACK]
+    assert polls.see(f"{client} ESTABLISHED 18", f"{server} ESTABLISHED 19") == []
+
+
 def test_accept_delayed_over_two_polls(polls: Polls) -> None:
     session = f"{SERVER} {CLIENT}"
     seen = [polls.see(LISTENER, f"{session} ESTABLISHED {inode}") for inode in (0, 0, 9, 9)]
