@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 from tcpwatchd.clock import now
 from tcpwatchd.config import parse_arguments
 from tcpwatchd.failure import Failure, describe
-from tcpwatchd.kernel.instance import OWN_INSTANCE, TraceError, open_to_all, remove, remove_stale, set_up
+from tcpwatchd.kernel.instance import (
+    OWN_INSTANCE,
+    TraceError,
+    find_fault,
+    open_to_all,
+    remove,
+    remove_stale,
+    set_up,
+)
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output.event import watch_failed
 from tcpwatchd.output.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
@@ -43,7 +51,7 @@ def main() -> int:
     try:
         open_stderr()
         if settings.trace_setup:
-            open_to_all(set_up(settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer))
+            set_up_for_service(settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer)
             return 0
         sink = SINKS[choose_output(settings.output, os.environ)]()
         signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
@@ -58,6 +66,14 @@ def main() -> int:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGHUP)
     return 0
+
+
+def set_up_for_service(name: str, buffer_kb: int | None) -> None:
+    """Raises TraceError and OSError."""
+    fault = find_fault(name)
+    open_to_all(set_up(name, buffer_kb))
+    if fault:
+        print_error(f"{fault}: set up anew, connections before now may be missing")
 
 
 def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack) -> bool:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
+from typing import IO, TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.namespace import TRACING, mount_tracefs
+from tests.table import show, write_counters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 settings.register_profile(
     "short", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -45,3 +52,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     missing = [tool for name in needed for tool in TOOLS.get(name, ()) if not shutil.which(tool)]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}")
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A directory to be /proc, with empty tables."""
+    (tmp_path / "self" / "net").mkdir(parents=True)
+    write_counters(tmp_path / "self" / "net")
+    show(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def output() -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as file:
+        yield file

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import tempfile
+import stat
 import time
 from typing import IO, TYPE_CHECKING
 
@@ -48,6 +49,17 @@ HARMLESS = {
     "events/sched/sched_switch/enable": "1",
     "buffer_percent": "50",
 }
+VALUES = ("1", "0", "4", "", "function", "local", "sched", "traceoff", "sport==1", "nonsense")
+"""Written to any file, one after the other: the kernel refuses what it does not know."""
+ELSEWHERE = ("events/", "per_cpu/", "options/")
+"""Folders of which only a few files matter here."""
+TOLD = (
+    event.TRACE_CHANGED,
+    event.TRACE_GAP,
+    event.TRACE_FAILED,
+    event.RECORDS_LOST,
+    event.CONNECTIONS_MISSED,
+)
 AS_THE_SERVICE = """mount -t tmpfs none /run && mkdir /run/tcpwatchd-trace &&
 mount --bind "$0" /run/tcpwatchd-trace && mkdir /run/kept && chmod 777 /run/kept &&
 exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
@@ -59,12 +71,6 @@ def host() -> Iterator[Namespace]:
     with Namespace() as made:
         yield made
         end_all()
-
-
-@pytest.fixture
-def output() -> Iterator[IO[bytes]]:
-    with tempfile.TemporaryFile() as file:
-        yield file
 
 
 @pytest.fixture
@@ -189,3 +195,43 @@ def test_dropped_records_are_counted(output: IO[bytes], path: str) -> None:
     lost = sum(int(fields["TCPWATCHD_RECORDS_LOST"]) for fields in told(output, event.RECORDS_LOST))
     assert 0 < len(reported(output, {server})) < 2000
     assert lost >= 3 * 2000 - 3 * len(reported(output, {server}))
+
+
+def list_files(path: str) -> list[str]:
+    """What root may write to, but for other events and all CPUs but one; all options are one."""
+    found = []
+    for folder, _, names in os.walk(path):
+        files = [os.path.relpath(os.path.join(folder, name), path) for name in names]
+        found += [file for file in files if os.stat(os.path.join(path, file)).st_mode & stat.S_IWUSR]
+    kept = [file for file in found if file.startswith((f"{EVENT}/", "per_cpu/cpu0/"))]
+    kept += [file for file in found if not file.startswith(ELSEWHERE)]
+    return [*sorted(kept), "events/enable", "events/sock/enable", "events/sock/filter", "options/*"]
+
+
+def change(path: str, file: str) -> None:
+    files = [f"options/{name}" for name in os.listdir(f"{path}/options")] if file == "options/*" else [file]
+    for name in files:
+        for value in ("1" if read_file(path, name) == "0" else "0",) if len(files) > 1 else VALUES:
+            with contextlib.suppress(OSError):
+                write_file(path, name, value)
+
+
+def test_whatever_root_writes_to_any_file(output: IO[bytes]) -> None:
+    """All connections are told, or that something may be missing."""
+    silent = []
+    files = list_files(set_up(NAME, 512))
+    remove(f"{TRACING}/instances/{NAME}")
+    for file in files:
+        path = set_up(NAME, 512)
+        open_to_all(path)
+        output.seek(0)
+        output.truncate()
+        with AsTheService(path) as host:
+            daemon = watch(host, output, "--interval", "0.5")
+            change(path, file)
+            server = open_reset(host)
+            finish(daemon, output)
+        remove(path)
+        if len(reported(output, {server})) < 100 and not any(count(output, kind) for kind in TOLD):
+            silent.append(file)
+    assert silent == []

@@ -18,23 +18,14 @@ from tcpwatchd.output import event
 from tests.bench.figures import read_cpu
 from tests.daemon import PROJECT, Daemon, with_proc
 from tests.namespace import run, wait_until
-from tests.table import write_counters
-from tests.test_watch import FAST, read_event, read_started, show
+from tests.table import show, write_counters
+from tests.test_watch import FAST, read_event, read_started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.root, pytest.mark.alone]
 MANY = 5000
-
-
-@pytest.fixture
-def proc(tmp_path: Path) -> Path:
-    """A directory to be /proc, with empty tables."""
-    (tmp_path / "self" / "net").mkdir(parents=True)
-    write_counters(tmp_path / "self" / "net")
-    show(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from tests.daemon import Daemon, with_proc
 from tests.holder import Traffic
 from tests.namespace import Namespace, run, wait_until
 from tests.table import HEADER4, HEADER6, endpoint4, replace, row, write_counters
-from tests.test_proof import CLIENT, SERVER, count, ends, hosts, output, read, reported, start, told
+from tests.test_proof import CLIENT, SERVER, count, ends, hosts, read, reported, start, told
 
 if TYPE_CHECKING:
     from typing import IO
 
-__all__ = ["hosts", "output"]
+__all__ = ["hosts"]
 pytestmark = pytest.mark.root
 MILLION = 1_000_000
 PORT = 7100

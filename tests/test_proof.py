@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from datetime import datetime
@@ -44,12 +43,6 @@ def hosts() -> Iterator[tuple[Namespace, Namespace]]:
         for host, link, address in ((server, "ve1", SERVER6), (client, "ve0", CLIENT6)):
             run(*host.prefix, "ip", "address", "add", f"{address}/64", "dev", link, "nodad")
         yield server, client
-
-
-@pytest.fixture
-def output() -> Iterator[IO[bytes]]:
-    with tempfile.TemporaryFile() as file:
-        yield file
 
 
 def start(host: Namespace, output: IO[bytes], *flags: str, **options: Any) -> Daemon:

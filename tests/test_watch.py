@@ -17,7 +17,7 @@ from tcpwatchd.watch import next_deadline
 from tests.daemon import PROJECT, Daemon, run_program, with_proc
 from tests.holder import Traffic
 from tests.namespace import TRACING, Namespace, run, wait_until
-from tests.table import endpoint4, replace, row, write_counters, write_tables
+from tests.table import endpoint4, replace, row, show, write_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,22 +32,6 @@ FAST = ("--interval", "0.1", "--output", "json", "--trace", "no")
 def namespace() -> Iterator[Namespace]:
     with Namespace() as made:
         yield made
-
-
-@pytest.fixture
-def proc(tmp_path: Path) -> Path:
-    """A directory to be /proc, with empty tables."""
-    (tmp_path / "self" / "net").mkdir(parents=True)
-    write_counters(tmp_path / "self" / "net")
-    show(tmp_path)
-    return tmp_path
-
-
-def show(proc: Path, *ports: int) -> None:
-    """Let the tables hold a connection from each of these ports."""
-    remote = endpoint4("192.0.2.1", 443)
-    rows = [row(i, endpoint4("10.0.0.5", port), remote, 1, 100 + port) for i, port in enumerate(ports)]
-    write_tables(proc / "self" / "net", rows, [])
 
 
 def read_event(daemon: Daemon) -> dict[str, str]:

@@ -246,6 +246,21 @@ def is_set(path: str, file: str, value: str) -> bool:
     return text == value
 
 
+def find_fault(name: str) -> str | None:
+    """Why an instance that stands does not record what it should; None if it does, or none stands.
+
+    Raises TraceError where there is no tracing.
+    """
+    path = f"{find_tracing()}/instances/{name}"
+    try:
+        check(path)
+    except TraceError as error:
+        return str(error)
+    except OSError:
+        pass  # what cannot be read is told when it is set up
+    return None
+
+
 def check(path: str) -> None:
     """Raises TraceError when the instance does not record what it should, OSError when it cannot be read."""
     for file, value in SETTINGS.items():

@@ -20,8 +20,7 @@ from tests.fill_journal import LARGE, OFFERS
 from tests.journald import Journald
 from tests.namespace import run, wait_until
 from tests.system.container import make_tree
-from tests.table import write_counters
-from tests.test_watch import show
+from tests.table import show, write_counters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

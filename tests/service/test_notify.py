@@ -15,8 +15,8 @@ import pytest
 
 from tcpwatchd.service.notify import open_notifier
 from tests.daemon import Daemon, run_program, with_proc
-from tests.table import write_counters
-from tests.test_watch import FAST, read_event, read_started, show
+from tests.table import show
+from tests.test_watch import FAST, read_event, read_started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 
 MANY = 50
 """Polls whose status does not fit into the queue."""
-
-
-@pytest.fixture
-def proc(tmp_path: Path) -> Path:
-    """A directory to be /proc, with empty tables."""
-    (tmp_path / "self" / "net").mkdir(parents=True)
-    write_counters(tmp_path / "self" / "net")
-    show(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

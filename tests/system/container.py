@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tests.namespace import run, wait_until
+from tests.namespace import TRACING, run, wait_until
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,7 +21,6 @@ PROJECT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
 PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make,rpm"
 BOOT_TIMEOUT = 60.0
-TRACING = "/sys/kernel/tracing"
 
 Booted = TypeVar("Booted", bound="Container")
 
@@ -100,7 +99,7 @@ class Container:
         wait_until(self._find_leader, BOOT_TIMEOUT, f"PID 1; see {self._console.name}")
         wait_until(self._is_running, BOOT_TIMEOUT, f"boot; see {self._console.name}")
         if self._traced:
-            self.run("mount", "--bind", "/tracing", TRACING)
+            self.run("mount", "--bind", "/tracing", str(TRACING))
 
     def _find_leader(self) -> bool:
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tcpwatchd.output import event
-from tests.namespace import Namespace, wait_until
-from tests.system.container import TRACING, Container, install
+from tests.namespace import TRACING, Namespace, wait_until
+from tests.system.container import Container, install
 from tests.system.load import PORTS, RATE, Load, join
 from tests.system.service import configure, entries
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 KILLS = int(os.environ.get("KILLS", "3"))
 BATCH = 50
 """Connections that a drain can have brought at this rate, generously."""
-INSTANCE = Path(TRACING) / "instances/tcpwatchd"
+INSTANCE = TRACING / "instances/tcpwatchd"
 
 pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
 

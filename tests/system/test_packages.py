@@ -5,23 +5,23 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tcpwatchd import __version__
 from tcpwatchd.output import event
-from tests.namespace import Namespace, wait_until
-from tests.system.container import PROJECT, TRACING, Container
+from tests.namespace import TRACING, Namespace, wait_until
+from tests.system.container import PROJECT, Container
 from tests.system.load import PORTS, Load, join
 from tests.system.packages import Workshop
 from tests.system.service import entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-INSTANCE = Path(TRACING) / "instances/tcpwatchd"
+INSTANCE = TRACING / "instances/tcpwatchd"
 OLDER = "0.0.9"
 UNIT_DIR = "/usr/lib/systemd/system"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,14 +11,14 @@ import pytest
 from tcpwatchd.kernel.instance import EVENT, FILTER
 from tcpwatchd.output import event
 from tests.holder import Traffic
-from tests.namespace import wait_until
-from tests.system.container import TRACING, Container, install
+from tests.namespace import TRACING, wait_until
+from tests.system.container import Container, install
 from tests.system.service import configure, entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-INSTANCE = Path(TRACING) / "instances/tcpwatchd"
+INSTANCE = TRACING / "instances/tcpwatchd"
 SHORT = 1000
 
 pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
@@ -143,6 +142,8 @@ def test_an_instance_that_another_version_made_goes_on(service: Container) -> No
     assert (INSTANCE / EVENT / "filter").read_text().strip() == FILTER
     assert (INSTANCE / "buffer_size_kb").read_text() == size, "set by whoever made it"
     assert INSTANCE.stat().st_ino == before
+    service.run("journalctl", "--sync")
+    assert "set up anew" in service.run("journalctl", "-u", "tcpwatchd", "-o", "cat")
     (INSTANCE / "buffer_size_kb").write_text("512")
     wait_for(service, open_short(service))
 
