@@ -85,9 +85,10 @@ class Pipeline:
         self.check_trace()
         trace_sound = self._trace is not None and self._sound_since_poll
         self._sound_since_poll = self._unsound_since is None
-        self._tracker.addresses = read_addresses(self._root)
         snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
+        if self._trace or snapshot.fresh:
+            self._tracker.addresses = read_addresses(self._root)
         self.drain()
         unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
         records_may_follow = self._trace is not None and (self._drain_failing or not trace_sound)

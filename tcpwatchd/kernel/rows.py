@@ -29,7 +29,7 @@ OWNER = 15
 """Width of uid and timeout, unless one of them overflows; the inode follows without padding."""
 GAPS = (5, 14)
 """Where these columns end."""
-OWNER_COLUMNS = rb" *[0-9]+ +[0-9]+ +[0-9]+"
+UID_AND_TIMEOUT = rb" *[0-9]+ +[0-9]+"
 STATES = {b"%02X" % state: state for state in TcpState}
 CONNECTING = b"%02X" % TcpState.SYN_SENT
 SKIPPED = frozenset(b"%02X" % state for state in HALF_OPEN)
@@ -55,10 +55,10 @@ class Format:
         """Width of the two addresses."""
         self.head = self.key + 3
         """Width of the two addresses and the state."""
-        self._cut = re.compile(
-            rb"(?s: *[0-9]+: (.{%d}).{%d})(%b).*\n" % (self.head, QUEUES, OWNER_COLUMNS)
-        ).findall
-        self._match = re.compile(rb"(?s:.{%d})%b" % (self.head, OWNER_COLUMNS)).match
+        # A row's only colon before a space ends its number. Columns of the usual width are passed over.
+        cut = rb"(?s:: (.{%d}).{%d}((?:.{%d}|%b) [0-9]+))" % (self.head, QUEUES, OWNER, UID_AND_TIMEOUT)
+        self._cut = re.compile(cut).findall
+        self._match = re.compile(rb"(?s:.{%d})%b [0-9]+" % (self.head, UID_AND_TIMEOUT)).match
         self.padded = words == 1
         self._unmap: Callable[[bytes], Endpoint] = Endpoint if self.padded else unmap
 
@@ -75,7 +75,7 @@ class Format:
             columns = f"{number + 2}x{self.head}s{QUEUES}x{end - owner}s{PADDED_ROW - end}x"
             return list(map(b"".join, struct.iter_unpack(columns, block)))
         found = self._cut(block)
-        if block.endswith(b"\n") and len(found) == block.count(b"\n"):
+        if block.endswith(b"\n") and len(found) == count_rows(block):
             return list(map(b"".join, found))
         return [self._slice_line(line + b"\n") for line in block.removesuffix(b"\n").split(b"\n")]
 
@@ -132,3 +132,10 @@ class Format:
         digits, width = hexlify(packed).upper(), self.address
         local, remote = digits[: width + 4], digits[width + 4 :]
         return b"%b:%b %b:%b" % (local[:width], local[width:], remote[:width], remote[width:])
+
+
+def count_rows(block: bytes) -> int:
+    """By the numbers of the first and the last row: quicker than by its lines. 0 if they are no numbers."""
+    start = block.rfind(b"\n", 0, -1) + 1
+    first, last = block[: block.find(b":")].lstrip(b" "), block[start : block.find(b":", start)].lstrip(b" ")
+    return 1 + int(last) - int(first) if first.isdigit() and last.isdigit() else 0
