@@ -29,12 +29,13 @@ TYPE = struct.Struct("=H")
 KIND, DELTA = (0, 5) if sys.byteorder == "little" else (27, 0)
 """Where an entry's type and its time stand in its first word: bit fields follow the order of bytes."""
 KINDS, LONGEST_DELTA = 0x1F, 0x07FFFFFF
+KIND_OF_BYTE = bytes(byte & KINDS if sys.byteorder == "little" else byte >> 3 for byte in range(256))
+"""The type of an entry that begins with this byte, for each byte."""
 MISSED, COUNTED, LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
 """Parts of a commit word; its upper half may be the sign of the lower one."""
 
 ENTRY = r"type_len\s*:\s*5 bits\s+time_delta\s*:\s*27 bits\s+array\s*:\s*32 bits"
 FIELDS = (
-    "common_type",
     "common_pid",
     "skaddr",
     "oldstate",
@@ -146,7 +147,8 @@ def read_layout(formats: Formats) -> Layout:
         event is None
         or not re.search(ENTRY, formats.entry)
         or not {"timestamp", "commit", "data"} <= page.keys()
-        or not set(FIELDS) <= record.keys()
+        or not {"common_type", *FIELDS} <= record.keys()
+        or record["common_type"] != (0, TYPE.size)
     ):
         raise ValueError("this kernel's trace records have an unknown layout")
     data, capacity = page["data"]
@@ -210,7 +212,7 @@ def decode_page(page: bytes, layout: Layout) -> tuple[list[Transition], int]:
         records = map(layout.pick, records)
     found = []
     for when, fields in zip(times, records):
-        _, _, pid, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
+        _, pid, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
         end = NOWHERE
         if new != CLOSE:
             local += sport.to_bytes(2, "big")
@@ -229,17 +231,18 @@ def split_uniform(
 ) -> tuple[Iterable[int], Iterable[Fields], int] | None:
     """The times and records of a page that holds nothing but whole records, as a busy kernel writes it.
 
-    None for any other page, and where the fields stand in another order than in known kernels.
+    None for any other page. Kinds of entries and numbers of events are compared a column at a time.
     """
     if not data or len(data) % layout.entry.size:
         return None
+    size, count = layout.entry.size, len(data) // layout.entry.size
+    if data[::size].translate(KIND_OF_BYTE) != bytes([size // WORD.size - 1]) * count:
+        return None
+    types = zip(TYPE.pack(layout.event), (data[WORD.size + at :: size] for at in range(TYPE.size)))
+    if any(column != bytes([byte]) * count for byte, column in types):
+        return None
     records = list(layout.entry.iter_unpack(data))
-    words = [record[0] for record in records]
-    if {word >> KIND & KINDS for word in words} != {layout.entry.size // 4 - 1}:
-        return None
-    if layout.pick or {record[1] for record in records} != {layout.event}:
-        return None
-    times = accumulate([word >> DELTA & LONGEST_DELTA for word in words], initial=stamp)
+    times = accumulate([record[0] >> DELTA & LONGEST_DELTA for record in records], initial=stamp)
     return islice(times, 1, None), records, 0
 
 
