@@ -10,19 +10,22 @@ import sys
 from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import now
-from tcpwatchd.config import parse_arguments
+from tcpwatchd.config import UsageError, parse_arguments
 from tcpwatchd.failure import Failure, describe
 from tcpwatchd.kernel.instance import (
     OWN_INSTANCE,
+    PAGE_KB,
+    TOTAL_KB,
     TraceError,
     find_fault,
     open_to_all,
+    read_buffer_size,
     remove,
     remove_stale,
     set_up,
 )
 from tcpwatchd.kernel.trace import Trace
-from tcpwatchd.output.event import watch_failed
+from tcpwatchd.output.event import ERROR, WARNING, watch_failed
 from tcpwatchd.output.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.service.notify import open_notifier
@@ -39,21 +42,25 @@ if TYPE_CHECKING:
 SERVICE_INSTANCE = "tcpwatchd"
 SERVICE_TRACE = "/run/tcpwatchd-trace"
 """Where the service's unit binds its instance."""
+NOT_SET_UP = (
+    'tcpwatchd-trace.service has not set the trace up; "systemctl status tcpwatchd-trace" says why, '
+    'and "systemctl restart tcpwatchd" tries again'
+)
 COLLECT_AFTER = 50_000
 """Objects that are made before the garbage collector looks: here they go with their last reference anyway."""
 
 
 def main() -> int:
-    """Returns 0 when stopped as asked, 1 after a fault; wrong usage raises SystemExit with status 2."""
-    settings = parse_arguments(sys.argv[1:])
+    """Returns 0 when stopped as asked, 1 after a fault, 2 for wrong usage."""
     gc.set_threshold(COLLECT_AFTER)
     sink = None
     try:
         open_stderr()
+        settings = parse_arguments(sys.argv[1:])
         if settings.trace_setup:
             set_up_for_service(settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer)
             return 0
-        sink = SINKS[choose_output(settings.output, os.environ)]()
+        sink = SINKS[choose_output(settings.output)]()
         signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         with contextlib.ExitStack() as stack:
             hung_up = run(settings, sink, signals, stack)
@@ -61,7 +68,7 @@ def main() -> int:
         return 0  # the reader has seen enough
     except (OSError, ImportError, Failure) as error:
         report_fault(error, sink)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     if hung_up:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -71,9 +78,13 @@ def main() -> int:
 def set_up_for_service(name: str, buffer_kb: int | None) -> None:
     """Raises TraceError and OSError."""
     fault = find_fault(name)
-    open_to_all(set_up(name, buffer_kb))
+    path = set_up(name, buffer_kb)
+    open_to_all(path)
     if fault:
-        print_error(f"{fault}: set up anew, connections before now may be missing")
+        print_error(f"{fault}: set up anew, connections before now may be missing", WARNING)
+    used = read_buffer_size(path)
+    if buffer_kb and used and used + PAGE_KB < buffer_kb:
+        print_error(f"--trace-buffer {buffer_kb}: all CPUs share {TOTAL_KB} KiB, {used} a CPU", WARNING)
 
 
 def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack) -> bool:
@@ -83,10 +94,10 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
     trace, no_trace_reason = None, None
     if settings.trace != "no" and not settings.once:
         try:
-            trace = open_trace(settings, stack)
+            trace = open_trace(settings, notifier.supervised, stack)
         except TraceError as error:
             if settings.trace == "require":
-                raise
+                raise UsageError(f"--trace require: {error}") from error
             no_trace_reason = str(error)
     pipeline = Pipeline(sink, store, trace, notifier.feed_watchdog)
     watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason)
@@ -98,15 +109,17 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
     return watch.hung_up
 
 
-def open_trace(settings: Settings, stack: contextlib.ExitStack) -> Trace:
+def open_trace(settings: Settings, supervised: bool, stack: contextlib.ExitStack) -> Trace:
     """The service's instance where it is bound, else one of our own, removed when the stack unwinds.
 
     Raises TraceError.
     """
     if settings.trace_instance is None and os.path.exists(f"{SERVICE_TRACE}/trace_clock"):
         trace = Trace(SERVICE_TRACE)
+    elif os.geteuid() != 0 and supervised:
+        raise TraceError(NOT_SET_UP)
     elif os.geteuid() != 0:
-        raise TraceError(f"no instance at {SERVICE_TRACE}, and only root can make one")
+        raise TraceError("only root can set the trace up")
     else:
         remove_stale()
         raise_file_limit()
@@ -161,29 +174,29 @@ def report_fault(error: Exception, sink: Sink | None) -> None:
         print_error(describe(error))
 
 
-def print_error(text: str) -> None:
-    """On stderr, if anybody reads it."""
+def print_error(text: str, priority: str = ERROR) -> None:
+    """On stderr, if anybody reads it; with its priority if that is the journal (sd-daemon(3))."""
+    prefix = f"<{priority}>" if is_journal(STDERR) else ""
     with contextlib.suppress(OSError):  # closed: there is nowhere left to tell it
         stream = Stream(STDERR)
         if stream.is_ready():
-            stream.write(f"tcpwatchd: {text}")
+            stream.write(f"{prefix}tcpwatchd: {text}")
 
 
-def choose_output(output: str, environment: Mapping[str, str]) -> str:
+def choose_output(output: str) -> str:
     """`auto` is the journal when stdout or stderr is connected to it (JOURNAL_STREAM, systemd.exec(5))."""
     if output != "auto":
         return output
-    stream = environment.get("JOURNAL_STREAM", "")
-    return "journal" if stream and stream in map(identify, (STDOUT, STDERR)) else "text"
+    return "journal" if is_journal(STDOUT) or is_journal(STDERR) else "text"
 
 
-def identify(descriptor: int) -> str:
-    """Device and inode, as in JOURNAL_STREAM; nothing of what is closed."""
+def is_journal(descriptor: int) -> bool:
+    """Whether the descriptor leads to the journal: JOURNAL_STREAM is its device and inode then."""
     try:
         status = os.fstat(descriptor)
-    except OSError:
-        return ""
-    return f"{status.st_dev}:{status.st_ino}"
+    except OSError:  # closed
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 if __name__ == "__main__":

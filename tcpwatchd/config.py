@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, NoReturn
 
 from tcpwatchd import __version__
+from tcpwatchd.failure import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,15 +28,19 @@ class Settings(argparse.Namespace):
     once: bool
 
 
+class UsageError(Failure):
+    """What was asked for makes no sense, or cannot be had here; the text names the flag."""
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the usage is there for --help."""
+    """Leaves it to the caller to say what is wrong; the usage is there for --help."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        raise UsageError(message)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Settings:
-    """Raises SystemExit: status 0 after --help and --version, 2 with one line on stderr for wrong usage."""
+    """Raises UsageError, and SystemExit with status 0 after --help and --version."""
     return make_parser().parse_args(arguments, namespace=Settings())
 
 

@@ -180,6 +180,8 @@ class Connection(NamedTuple):
     detected_by: Detection
     time: int
     """When it opened, or when the poll saw it: nanoseconds of CLOCK_BOOTTIME."""
+    guessed: bool = False
+    """Whether nothing shows which end opened it: source and destination may be the other way round."""
 
 
 class Written(NamedTuple):

@@ -74,6 +74,8 @@ class Watch:
         self._poll_at = self._drain_at = self._status_at = time.monotonic()
         self._check_trace_at = self._poll_at + CHECK_TRACE_EVERY
         """From when on each may be done, in seconds of CLOCK_MONOTONIC."""
+        self._status_behind = False
+        """Whether something was written since the status was told."""
         self._polled_at = -math.inf
         """When the last poll ended."""
         self._stopping = False
@@ -88,7 +90,7 @@ class Watch:
         self._pipeline.resume()
         self._pipeline.report(event.watch_started(__version__, self._interval, self._pipeline.ipv6, now()))
         if self._trace:
-            self._pipeline.report(event.trace_used(self._trace.path, now()))
+            self._pipeline.report(event.trace_used(self._trace.path, self._trace.buffer_kb, now()))
         elif self._no_trace_reason:
             self._pipeline.report(event.trace_unavailable(self._no_trace_reason, now()))
         self._pipeline.poll()
@@ -134,12 +136,13 @@ class Watch:
             raise
 
     def _send(self) -> None:
-        """Write a batch; the status follows when all is written."""
+        """Write a batch; the status follows when all is written, but not at once again."""
         if self._outbox.waiting:
             with self._counting_lost():
                 self._pipeline.send()
-            if not self._outbox.waiting and time.monotonic() >= self._status_at:
-                self._notify_status()
+            self._status_behind = True
+        if self._status_behind and not self._outbox.waiting and time.monotonic() >= self._status_at:
+            self._notify_status()
 
     def _is_poll_due(self) -> bool:
         return time.monotonic() >= self._find_next_poll() and not self._outbox.full
@@ -182,6 +185,8 @@ class Watch:
         """When there is something to do even if nothing comes, in seconds of CLOCK_MONOTONIC."""
         moment = time.monotonic()
         deadlines = [self._notifier.feed_at]
+        if self._status_behind and self._notifier.supervised and not self._outbox.waiting:
+            deadlines.append(self._status_at)
         if self._outbox.waiting:
             deadlines.append(moment + RETRY if self._outbox.stuck else moment)
         if not self._outbox.full:
@@ -234,6 +239,7 @@ class Watch:
 
     def _notify_status(self) -> None:
         self._status_at = time.monotonic() + STATUS_PAUSE
+        self._status_behind = False
         self._notifier.status(self._status())
 
     def _describe_end(self, totals: dict[str, int]) -> event.Event:
@@ -247,11 +253,13 @@ class Watch:
         source = f"{'Trace, and polling' if self._trace else 'Polling'} every {self._interval:g} s"
         missed = f"{totals['missed_trace']} missed by the trace"
         if not self._trace:
-            missed = f"{totals['missed_inbound']} inbound and {totals['missed_outbound']} outbound missed"
-        counts = f"{totals['reported']} connections reported, {missed}, {self._pipeline.open} sockets open"
+            inbound, outbound = totals["missed_inbound"], totals["missed_outbound"]
+            missed = f"{inbound} inbound and at most {outbound} outbound missed"
+        reported = event.count(totals["reported"], "connection")
+        counts = f"{reported} reported since the start, {missed}; {self._pipeline.open} sockets open"
         trouble = ""
         if self._failed_polls_in_a_row:
-            trouble += f"; the last {self._failed_polls_in_a_row} polls failed"
+            trouble += f"; {event.count(self._failed_polls_in_a_row, 'poll')} failed since the last good one"
         if self._outbox.stuck:
             trouble += f"; {len(self._outbox.waiting)} entries wait to be written"
         return f"{source}; {counts}{trouble}"

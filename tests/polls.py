@@ -43,11 +43,15 @@ def find_new(tables: Tables, tracker: Tracker) -> list[Connection]:
 class Polls:
     """Each row is "LOCAL REMOTE STATE INODE" perhaps a timeout; bracketed ones stand in the table of IPv6."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, started: bool = True) -> None:
+        """`started`: there was a first poll, of nothing."""
         self._root = root
         self._tables = Tables(str(root))
         self._tracker = Tracker()
-        self.see()
+        self.guessed: set[bool] = set()
+        """Whether the directions of what was reported last are guesses."""
+        if started:
+            self.see()
 
     def hear(self, *records: str, now: int | None = None, lossy: bool = False) -> list[str]:
         """What is reported after these records, each "MILLISECONDS SOCKET OLD NEW LOCAL REMOTE".
@@ -95,6 +99,7 @@ class Polls:
         if at is not None:
             snapshot = snapshot._replace(started=at * MS, ended=(at + 1) * MS)
         found = [*self._tracker.release(LATE), *self._tracker.find_new(snapshot, unchanged)]
+        self.guessed = {new.guessed for new in found}
         return [describe(new) for new in found]
 
 

@@ -19,7 +19,7 @@ MORE = {
     "state.recovery": {"clock", "kernel", "tracking", "output"},
     "pipeline": {"clock", *WORDS, *FOLDERS - {"service"}},
     "watch": {"__version__", "clock", "failure", "kernel.trace", "output", "pipeline", "service"},
-    "config": {"__version__"},
+    "config": {"__version__", "failure"},
     "__main__": {"clock", "config", "failure", "pipeline", "watch", *FOLDERS},
     "__init__": set(),
     "clock": set(),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, run, wait_until
 from tests.system.container import Container, copy_source
@@ -18,24 +19,53 @@ from tests.system.packages import STUBS, Workshop
 
 PROJECT = Path(__file__).parents[1]
 HOST, PEER = "10.77.0.1", "10.77.0.2"
-EMPTY = {"journalctl -t tcpwatchd -p warning"}
-ENDLESS = {"make run", "journalctl -t tcpwatchd -f"}
-THIS = "make test"
-SECTIONS = ("Try it", "Install", "Build the packages", "Install from the source", "Read", "What it costs")
+README = (PROJECT / "README.md").read_text()
+MAN_EXAMPLES = re.findall(r"^\.Dl # (.*)$", (PROJECT / "packaging/tcpwatchd.8").read_text(), re.MULTILINE)
+ENDLESS = {"journalctl -t tcpwatchd -f", "tcpwatchd --output json"}
+RUN = ("Install", "Install from the source", "Read", "Configure", "Upgrade and remove")
+"""Sections whose commands are run in containers."""
 
 
-def read_commands(section: str) -> list[str]:
-    """Lines of the shell blocks of a section, without their comments."""
-    text = (PROJECT / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+def read_blocks(section: str) -> list[list[str]]:
+    """The commands of each shell block of a section, without their comments."""
+    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [line.split(" #")[0].rstrip() for block in blocks for line in block.splitlines()]
+    return [[line.split(" #")[0].rstrip() for line in block.splitlines()] for block in blocks]
 
 
-def test_each_shell_block_is_in_a_section_that_is_run() -> None:
-    text = (PROJECT / "README.md").read_text()
-    run_here = sum(text.split(f"\n## {name}\n")[1].split("\n## ")[0].count("```sh\n") for name in SECTIONS)
-    assert text.count("```sh\n") == run_here
-    assert set(read_commands("Try it")) == {"make run", THIS}
+def run_all(container: Container, commands: list[str], folder: str = "/") -> None:
+    for command in commands:
+        container.run("sh", "-c", f"cd {folder} && {command}")
+
+
+def test_each_shell_block_is_run() -> None:
+    """`make run` by a test here, `make test` by whoever runs this."""
+    others = README.split("\n## Install\n")[0] + README.split("\n## Flags\n")[1]
+    assert re.findall(r"^```sh\n(.*?)\n```", others, re.MULTILINE) == ["make run", "make test"]
+    assert README.count("```sh\n") == 2 + sum(len(read_blocks(section)) for section in RUN)
+
+
+def test_every_message_is_explained() -> None:
+    """What a user can meet, as far as it is an event of its own."""
+    table = README.split("\n## Troubleshooting\n")[1].split("\n## ")[0]
+    told = [
+        event.trace_unavailable("R", 0),
+        event.records_lost(2, 0),
+        event.trace_gap(0, 0),
+        event.trace_changed("R", 0),
+        event.trace_failed("R", 0),
+        event.connections_missed(2, 2, 0),
+        event.counters_failed("R", 0),
+        event.poll_failed("R", 0),
+        event.rows_malformed([b"", b""], 0),
+        event.keeping_failed("R", 0),
+        event.baseline_unusable("R", 0),
+        event.watch_failed("R", 0),
+    ]
+    shapes = [re.escape(shape) for shape in re.findall(r"^\| `(.*?)`", table, re.MULTILINE)]
+    shapes = [re.sub(r"(?<![a-z])[NM](?![a-z])", r"\\d+", shape.replace("…", ".*")) for shape in shapes]
+    for message in (made.fields["MESSAGE"] for made in told):
+        assert any(re.fullmatch(f"{shape}.*", message) for shape in shapes), message
 
 
 @pytest.mark.parametrize("arguments", [[], ["ARGS=--output json"], ["ARGS=--interval 1"]])
@@ -60,9 +90,13 @@ def test_install_from_the_source_and_read() -> None:
     with Container("bookworm") as container, Namespace() as peer:
         copy_source(container.root / "src")
         container.boot()
-        for command in read_commands("Install from the source"):
-            container.run("sh", "-c", f"cd /src && {command}")
+        (commands,) = read_blocks("Install from the source")
+        run_all(container, commands, "/src")
         check_all_reading(container, peer)
+        run_all(container, read_blocks("Upgrade and remove")[1], "/src")
+        assert not container.run(
+            "find", "/usr", "-name", "*tcpwatchd*", "-not", "-path", "/usr/src/*"
+        ).strip()
 
 
 @pytest.mark.container
@@ -70,32 +104,46 @@ def test_install_from_the_source_and_read() -> None:
 def test_install_the_package_and_read(suite: str) -> None:
     workshop = Workshop(suite)
     with Container(suite) as container, Namespace() as peer:
-        make_deb, make_rpm = read_commands("Build the packages")
+        ((make_deb,), install) = read_blocks("Install")
         workshop.run("sh", "-c", f"cd /src && {make_deb}")
         if suite == "bookworm":
-            workshop.run("sh", "-c", f"cd /src && {make_rpm} ARGS='--nodeps --load={STUBS}'")
+            workshop.run("sh", "-c", f"cd /src && make rpm ARGS='--nodeps --load={STUBS}'")
         (container.root / "root/package").mkdir()
         for package in (workshop.root / "src/dist").glob("*.deb"):
             shutil.copy(package, container.root / "root/package")
         workshop.remove()
         container.boot()
-        for command in read_commands("Install"):
-            container.run("sh", "-c", f"cd /root/package && {command}")
+        run_all(container, install, "/root/package")
         check_all_reading(container, peer)
-        check_own_journal(container)
+        check_configuring(container)
+        ((purge,), _) = read_blocks("Upgrade and remove")
+        container.run("sh", "-c", f"yes | {purge}")
+        assert container.show("tcpwatchd", "LoadState") == "not-found"
 
 
-def check_own_journal(container: Container) -> None:
-    """The last commands of a section: the entries are there, and no longer in the machine's journal."""
-    before = container.run("sh", "-c", "journalctl --sync; journalctl -t tcpwatchd | wc -l")
-    *setting, reading = read_commands("What it costs")
-    for command in setting:
-        container.run("sh", "-c", command)
+def check_configuring(container: Container) -> None:
+    """Flags, buffers, a journal of its own, and back."""
+    flags, buffers, own_journal, back = read_blocks("Configure")
+    run_all(container, flags)
+    wait_until(lambda: "every 5 s" in read_starts(container), 10, "the interval")
+    run_all(container, buffers)
+    setup = container.show("tcpwatchd-trace", "ExecStart")
+    assert "--trace-buffer" in setup
+    assert "TRACE_BUFFER=4096" in container.show("tcpwatchd-trace", "Environment")
+    *setting, reading = own_journal
+    run_all(container, setting)
+    before = read_starts(container)
     wait_until(
         lambda: "Started: version" in container.try_run("sh", "-c", reading).stdout, 10, "an entry there"
     )
-    after = container.run("sh", "-c", "journalctl --sync; journalctl -t tcpwatchd | wc -l")
-    assert int(after) <= int(before) + 1, "at most the entry at the stop"
+    assert read_starts(container) == before
+    run_all(container, back)
+    wait_until(lambda: read_starts(container) != before, 10, "in the machine's journal again")
+
+
+def read_starts(container: Container) -> str:
+    container.run("journalctl", "--sync")
+    return container.run("journalctl", "-t", "tcpwatchd", "-o", "cat", f"MESSAGE_ID={event.WATCH_STARTED}")
 
 
 def check_all_reading(container: Container, peer: Namespace) -> None:
@@ -109,18 +157,23 @@ def check_all_reading(container: Container, peer: Namespace) -> None:
         lambda: f"; {len(truth)} connections" in container.show("tcpwatchd", "StatusText"), 20, "reports"
     )
     container.run("journalctl", "--sync")
-    for command in read_commands("Read"):
-        check_reading(container, command)
+    check_reading(container, read_blocks("Read")[0])
+    check_reading(container, MAN_EXAMPLES)
     ours.end()
     theirs.end()
 
 
-def check_reading(container: Container, command: str) -> None:
-    bounded = f"timeout 2 {command}" if command in ENDLESS else command
-    result = container.try_run("sh", "-c", bounded)
-    assert result.returncode == (124 if command in ENDLESS else 0), f"{command}: {result.stderr}"
-    lines = [line for line in result.stdout.splitlines() if not line.startswith("-- ")]
-    assert bool(lines) == (command not in EMPTY), f"{command}: {result.stdout}"
+def check_reading(container: Container, commands: list[str]) -> None:
+    """None of those that read finds nothing, whether the service is up or down."""
+    for verb in ("start", "stop"):
+        container.run("systemctl", verb, "tcpwatchd")
+        for command in commands:
+            bounded = f"timeout 2 {command}" if command in ENDLESS else command
+            result = container.try_run("sh", "-c", bounded)
+            assert result.returncode == (124 if command in ENDLESS else 0), f"{command}: {result.stderr}"
+            found = result.stdout.replace("-- No entries --", "").strip()
+            assert found or command.startswith("systemctl"), f"{command} finds nothing"
+    container.run("systemctl", "start", "tcpwatchd")
 
 
 def test_make_without_a_target_lists_them() -> None:

@@ -81,14 +81,18 @@ def test_half_open_connections_are_not_reported(namespace: Namespace) -> None:
     _, rest, _ = daemon.end(signal.SIGINT)
     missed, stopped = map(json.loads, rest.splitlines())
     assert stopped["TCPWATCHD_REPORTED"] == "0"
-    assert missed["MESSAGE"].startswith("0 inbound and at most 1 outbound "), "its program gave it up"
+    assert missed["MESSAGE"].startswith("0 inbound connections and at most 1 outbound connection "), (
+        "its program gave it up"
+    )
 
 
 def test_text_is_one_line_a_connection_and_flushed_into_a_pipe(proc: Path) -> None:
+    show(proc, 5001)
     daemon = Daemon("--interval", "0.1", "--trace", "no", prefix=with_proc(proc))
-    for port in (5001, 5002):
-        show(proc, port)
-        assert daemon.read_line()[19:] == f": New connection: 10.0.0.5:{port} -> 192.0.2.1:443"
+    opened = "connection: 10.0.0.5:5001 -> 192.0.2.1:443"
+    assert daemon.read_line()[19:] == f": Open {opened} (direction guessed)"
+    show(proc, 5002)
+    assert daemon.read_line()[19:] == ": New connection: 10.0.0.5:5002 -> 192.0.2.1:443"
     status, out, err = daemon.end(signal.SIGTERM)
     assert (status, out) == (0, "")
     assert err.splitlines()[-1] == "tcpwatchd: Stopped: 2 connections reported"
@@ -246,7 +250,7 @@ def test_an_unusable_stderr_does_not_stop_stdout(proc: Path, tmp_path: Path, sta
         os.close(reader)
     for port in range(5001, 5005):
         show(proc, port)
-        assert daemon.read_line()[19:] == f": New connection: 10.0.0.5:{port} -> 192.0.2.1:443"
+        assert f" connection: 10.0.0.5:{port} -> 192.0.2.1:443" in daemon.read_line()
     hide = proc / "hidden"
     (proc / "self" / "net" / "tcp").rename(hide)
     time.sleep(0.3)
@@ -332,7 +336,7 @@ def test_any_user_can_run_it(namespace: Namespace) -> None:
     drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     result = run_program("--once", prefix=[*namespace.prefix, *drop])
     ends = [line[19:] for line in result.stdout.splitlines()]
-    assert sorted(ends) == sorted(f": New connection: 127.0.0.1:{c} -> 127.0.0.1:{server}" for c in clients)
+    assert sorted(ends) == sorted(f": Open connection: 127.0.0.1:{c} -> 127.0.0.1:{server}" for c in clients)
     holder.end()
 
 

@@ -33,6 +33,7 @@ OWN_INSTANCE = "tcpwatchd-"
 """What begins the name of an instance that a process makes for itself; its PID follows."""
 BUFFER_KB = 512
 """What the buffer of a CPU takes by default."""
+PAGE_KB = 4
 TOTAL_KB = 16 * 1024
 """The most that the buffers of all CPUs may take."""
 SETTINGS = {
@@ -129,10 +130,15 @@ def set_buffer_size(path: str, buffer_kb: int) -> None:
     """`buffer_kb` is for one CPU. Raises OSError."""
     cpus = len(read_online_cpus()) or len(list_cpus(path))
     kilobytes = max(4, min(buffer_kb, TOTAL_KB // cpus))
-    size = read_file(path, "buffer_size_kb").split()[0]
-    # "X" where CPUs differ; the kernel rounds to pages.
-    if not size.isdecimal() or abs(int(size) - kilobytes) > 4:
+    size = read_buffer_size(path)
+    if size is None or abs(size - kilobytes) > PAGE_KB:  # the kernel rounds
         write_file(path, "buffer_size_kb", str(kilobytes))
+
+
+def read_buffer_size(path: str) -> int | None:
+    """KiB a CPU; None where CPUs differ. Raises OSError."""
+    size = read_file(path, "buffer_size_kb").split()[0]
+    return int(size) if size.isdecimal() else None
 
 
 def format_mask(cpus: int) -> str:

@@ -25,6 +25,7 @@ from tcpwatchd.kernel.instance import (
     list_cpus,
     lock,
     parse_cpus,
+    read_buffer_size,
     read_file,
     write_settings,
 )
@@ -62,6 +63,8 @@ class Trace:
             self.formats = read_formats(path)
             self._layout = read_layout(self.formats)
             self._sizes = self._read_sizes()
+            self.buffer_kb = read_buffer_size(path)
+            """KiB of memory a CPU; None where CPUs differ."""
             with contextlib.suppress(OSError):  # then all that are possible are opened
                 self._online = os.open(ONLINE, os.O_RDONLY | os.O_CLOEXEC)
             self._open_cpus()

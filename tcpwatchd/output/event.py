@@ -54,7 +54,7 @@ class Event(NamedTuple):
 
 
 def connection_opened(connection: Connection, opened: int) -> Event:
-    source, destination, direction, state, detected_by, _ = connection
+    source, destination, direction, state, detected_by, _, guessed = connection
     source_ip, source_port = source.ip, source.port
     destination_ip, destination_port = destination.ip, destination.port
     here, there = format_endpoint(source_ip, source_port), format_endpoint(destination_ip, destination_port)
@@ -74,6 +74,7 @@ def connection_opened(connection: Connection, opened: int) -> Event:
         "NETWORK_TRANSPORT": "tcp",
         "TCPWATCHD_DETECTED_BY": detected_by,
         "TCPWATCHD_TCP_STATE": state.name,
+        "TCPWATCHD_DIRECTION": "guessed" if guessed else "known",
     }
     return Event(opened, fields)
 
@@ -88,21 +89,23 @@ def watch_started(version: str, interval: float, ipv6: bool, now: int) -> Event:
 
 def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
     """Each total is a field of its own: "reported" becomes TCPWATCHD_REPORTED."""
-    message = f"Stopped: {totals['reported']} connections reported"
+    message = f"Stopped: {count(totals['reported'], 'connection')} reported"
     if totals["unwritten"]:
         message += f", {totals['unwritten']} found but not written yet"
     fields = {f"TCPWATCHD_{name.upper()}": str(count) for name, count in totals.items()}
     return _own(now, WATCH_STOPPED, WARNING if totals["unwritten"] else INFO, message, **fields)
 
 
-def trace_used(path: str, now: int) -> Event:
-    message = f"The kernel's trace is in use: every connection is reported when it opens ({path})"
+def trace_used(path: str, buffer_kb: int | None, now: int) -> Event:
+    """`buffer_kb` is for one CPU, None where they differ."""
+    size = f"{buffer_kb} KiB a CPU" if buffer_kb else "buffers of several sizes"
+    message = f"The kernel's trace is in use: every connection is reported when it opens ({path}, {size})"
     return _own(now, TRACE_USED, INFO, message)
 
 
 def trace_unavailable(reason: str, now: int) -> Event:
     message = f"Only polling: connections that open and close between two polls can be missed ({reason})"
-    return _own(now, TRACE_UNAVAILABLE, NOTICE, message, ERROR_MESSAGE=reason)
+    return _own(now, TRACE_UNAVAILABLE, WARNING, message, ERROR_MESSAGE=reason)
 
 
 def baseline_unusable(reason: str, now: int) -> Event:
@@ -127,7 +130,7 @@ def trace_gap(since: int, now: int) -> Event:
 
 
 def records_lost(records: int, now: int) -> Event:
-    message = f"The kernel's trace lost {records} records; short connections may be missing"
+    message = f"The kernel's trace lost {count(records, 'record')}; short connections may be missing"
     return _own(now, RECORDS_LOST, WARNING, message, TCPWATCHD_RECORDS_LOST=str(records))
 
 
@@ -156,7 +159,8 @@ def counters_recovered(now: int) -> Event:
 
 
 def connections_missed(inbound: int, outbound: int, now: int) -> Event:
-    message = f"{inbound} inbound and at most {outbound} outbound connections opened and closed between polls"
+    short = f"{count(inbound, 'inbound connection')} and at most {count(outbound, 'outbound connection')}"
+    message = f"{short} opened and closed between two polls, and were not reported"
     fields = {"TCPWATCHD_MISSED_INBOUND": str(inbound), "TCPWATCHD_MISSED_OUTBOUND": str(outbound)}
     return _own(now, CONNECTIONS_MISSED, NOTICE, message, **fields)
 
@@ -167,14 +171,15 @@ def poll_failed(reason: str, now: int) -> Event:
 
 
 def poll_recovered(failed: int, now: int) -> Event:
-    message = f"The tables of TCP sockets can be read again, after {failed} failed polls"
+    message = f"The tables of TCP sockets can be read again, after {count(failed, 'failed poll')}"
     return _own(now, POLL_RECOVERED, NOTICE, message, TCPWATCHD_FAILED_POLLS=str(failed))
 
 
 def rows_malformed(rows: list[bytes], now: int) -> Event:
     """Speaks of the first row; the quotation is ASCII, whatever the row holds."""
     quoted = repr(rows[0][:QUOTED])[1:]
-    message = f"{len(rows)} malformed rows in the tables of TCP sockets are skipped; the first: {quoted}"
+    skipped = count(len(rows), "malformed row")
+    message = f"In the tables of TCP sockets {skipped} could not be read; the first: {quoted}"
     return _own(now, ROWS_MALFORMED, WARNING, message, TCPWATCHD_MALFORMED_ROWS=str(len(rows)))
 
 
@@ -188,8 +193,13 @@ def _own(now: int, message_id: str, priority: str, message: str, **fields: str) 
         "MESSAGE_ID": message_id,
         "PRIORITY": priority,
         "SYSLOG_IDENTIFIER": "tcpwatchd",
+        "EVENT_CREATED": format_utc(now),
     }
     return Event(now, {**common, **fields})
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def format_utc(moment: int) -> str:

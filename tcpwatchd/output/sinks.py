@@ -14,7 +14,7 @@ from tcpwatchd.failure import Failure
 from tcpwatchd.output.event import CONNECTION_OPENED, Event, format_local
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 STDOUT, STDERR = 1, 2
 NAMES = {STDOUT: "standard output", STDERR: "standard error"}
@@ -222,11 +222,19 @@ class TextSink:
     def write(self, event: Event) -> bool:
         moment, fields = event
         if fields["MESSAGE_ID"] == CONNECTION_OPENED:
-            return self._out.write(f"{format_local(moment)}: {fields['MESSAGE']}")
+            return self._out.write(f"{format_local(moment)}: {format_text(fields)}")
         with contextlib.suppress(OSError):  # nobody reads it
             if self._err.is_ready():
                 self._err.write(f"tcpwatchd: {fields['MESSAGE']}")
         return True
+
+
+def format_text(fields: Mapping[str, str]) -> str:
+    """A connection for people, who have the message and no other field before them."""
+    text = fields["MESSAGE"]
+    if fields["TCPWATCHD_DETECTED_BY"] == "startup":
+        text = text.replace("New", "Open", 1)
+    return f"{text} (direction guessed)" if fields["TCPWATCHD_DIRECTION"] == "guessed" else text
 
 
 class JsonSink:

@@ -115,8 +115,8 @@ def _simplify_away(end: End, row: Row | None) -> str:
 def _simplify_item(item: Connection | Event) -> str | list[Any]:
     if isinstance(item, Event):
         return [item.time, dict(item.fields)]
-    source, destination, direction, state, detected_by, time = item
-    return f"{source.hex()} {destination.hex()} {direction} {state:d} {detected_by} {time}"
+    source, destination, direction, state, detected_by, time, guessed = item
+    return f"{source.hex()} {destination.hex()} {direction} {state:d} {detected_by} {time} {guessed:d}"
 
 
 def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
@@ -207,8 +207,8 @@ def _restore_item(item: Any) -> Connection | Event:
 def _restore_connection(words: str) -> Connection:
     direction: Any
     detected_by: Any
-    source, destination, direction, state, detected_by, time = _split(words)
+    source, destination, direction, state, detected_by, time, *guessed = _split(words)
     if direction not in ("ingress", "egress", "internal") or detected_by not in ("trace", "poll", "startup"):
         raise ValueError(direction, detected_by)
     ends = _restore_endpoint(source), _restore_endpoint(destination)
-    return Connection(*ends, direction, TcpState(int(state)), detected_by, int(time))
+    return Connection(*ends, direction, TcpState(int(state)), detected_by, int(time), guessed == ["1"])

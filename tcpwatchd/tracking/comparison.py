@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, End, Row, TcpState, make
@@ -30,6 +31,9 @@ SUCCESSORS = {
 
 BEFORE_OTHERS_END = UNACCEPTED | {TcpState.FIN_WAIT1, TcpState.FIN_WAIT2}
 """States that an end has left before its other end enters TIME_WAIT: both have sent their FIN by then."""
+
+EPHEMERAL = 32768
+"""The lowest port that Linux gives to an end that opens, if ip_local_port_range is as it comes."""
 
 REMEMBERED = 64_000_000_000
 """How long an end may come after its other end, in nanoseconds: the retries of a handshake end before."""
@@ -209,16 +213,34 @@ class Comparison:
     def _describe(self, row: Row, flipped: End, detected_by: Detection) -> Connection:
         local, remote = row.end
         accepted = self._accepts(row)
+        # What opened since the last poll and was accepted here has its listener in that poll or in this one.
+        guessed = detected_by == "startup" and not accepted
         internal = is_local(row.end, self._addresses) or flipped in self._known or flipped in self._shown
         if internal:
             other = self._shown.get(flipped, Row(flipped, row.state, inode=-1))
             opened = self._accepts(other)
-            if accepted == opened:
-                accepted = local.port < remote.port
+            guessed = accepted == opened and row.end != flipped
+        if guessed:
+            accepted = self._guess_accepted(row.end, internal)
         source, destination = (remote, local) if accepted else (local, remote)
         direction: Direction = "internal" if internal else "ingress" if accepted else "egress"
-        fields = source, destination, direction, row.state, detected_by, self._snapshot.ended
+        fields = source, destination, direction, row.state, detected_by, self._snapshot.ended, guessed
         return make(Connection, fields)
+
+    def _guess_accepted(self, end: End, internal: bool) -> bool:
+        """Connections of a server share its port; where that shows nothing, a server's is the lower one.
+
+        Those that are opened can share a port too, but go to ports of servers.
+        """
+        here, there = (max(1, self._connections[endpoint]) for endpoint in end)
+        if not internal:
+            return here > 1 and end.remote.port >= EPHEMERAL
+        return end.local.port < end.remote.port if here == there else here > there
+
+    @cached_property
+    def _connections(self) -> Counter[Endpoint]:
+        """How many connections have each local endpoint, of the rows that are known here."""
+        return Counter(end.local for end in self._shown)
 
     def _accepts(self, row: Row) -> bool:
         """Whether the local end accepted: it listens, or the connection waits to be accepted."""

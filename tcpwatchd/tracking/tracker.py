@@ -35,6 +35,7 @@ HOLD = 50_000_000
 FOREVER = 2**63
 """Later than anything is held."""
 NO_HANDSHAKE: tuple[Endpoint | None, int] = None, 0
+NOT_AWAITED = 0, 0
 MOST_AWAITING_ROW = 100_000
 """Ends reported by the trace between two snapshots before the next is overdue: memory is bounded."""
 
@@ -132,11 +133,12 @@ class Tracker:
         holds: Holds,
     ) -> None:
         """`begun`: when the SYN of an end opened here was sent. `received`: the socket came from SYN_RECV."""
-        flipped, opened, awaiting = end.flipped, begun is not None, self._awaiting_row
-        told = awaiting[end][1] if end in awaiting else 0
+        local, remote = end
+        flipped = make(End, (remote, local))
+        opened, ended_early, awaiting = begun is not None, state != ESTABLISHED, self._awaiting_row
+        _, told = awaiting.get(end, NOT_AWAITED)
         other_known = False
-        ended_early = state != ESTABLISHED
-        if end != flipped:
+        if local != remote:
             if received:
                 # A Fast Open child that ends early can be told of before its opening end; a row of that one
                 # is older then.
@@ -151,7 +153,7 @@ class Tracker:
                 return
             other_known = self._is_known(flipped, holds)
             if other_known:
-                _, other_told = awaiting.get(flipped, (0, 0))
+                _, other_told = awaiting.get(flipped, NOT_AWAITED)
                 awaiting[flipped] = when, other_told or 1
         awaiting[end] = when, told + 1
         internal = is_local(end, self.addresses)
@@ -162,7 +164,7 @@ class Tracker:
             self._unpaired.add(end, when, HOLD if brief else REMEMBERED)
         direction: Direction = "internal" if internal else "egress" if opened else "ingress"
         source, destination = end if opened else flipped
-        fields = source, destination, direction, state, "trace", when
+        fields = source, destination, direction, state, "trace", when, False
         self._enqueue(make(Connection, fields), (opened or ended_early) and not internal)
 
     def _is_expected(self, end: End, flipped: End, holds: Holds) -> bool:

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.bench import burst, capture, idle, journal, poll, recall
+from tests.bench import burst, capture, idle, journal, poll, recall, tracing
 from tests.bench.figures import INTERPRETER
 from tests.namespace import mount_tracefs, run
 
@@ -15,6 +15,7 @@ BENCHES = {
     "recall": recall.main,
     "poll": poll.main,
     "capture": capture.main,
+    "tracing": tracing.main,
     "burst": burst.main,
     "idle": idle.main,
     "journal": journal.main,

@@ -38,8 +38,17 @@ def test_a_connection() -> None:
             "NETWORK_TRANSPORT": "tcp",
             "TCPWATCHD_DETECTED_BY": "poll",
             "TCPWATCHD_TCP_STATE": "ESTABLISHED",
+            "TCPWATCHD_DIRECTION": "known",
         },
     )
+
+
+def test_what_it_says_itself_has_a_time_and_counts_in_good_english() -> None:
+    fields = event.connections_missed(1, 2, MOMENT).fields
+    assert fields["EVENT_CREATED"] == "2021-04-28T13:28:05.123456Z"
+    assert fields["MESSAGE"].startswith("1 inbound connection and at most 2 outbound connections ")
+    totals = {"reported": 1, "unwritten": 0}
+    assert event.watch_stopped(totals, 0).fields["MESSAGE"] == "Stopped: 1 connection reported"
 
 
 def test_ipv6_has_brackets_in_the_message_only() -> None:

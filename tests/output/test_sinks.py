@@ -19,6 +19,8 @@ from tcpwatchd.output.sinks import JsonSink, Sink, TextSink, find_sender
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tcpwatchd.connection import Detection
+
 MOMENT = 1_619_616_485_123_456
 CLOSED = 999
 END = Endpoint(b"\xc0\0\2\x38\x17\x55")
@@ -43,6 +45,24 @@ def test_text_is_the_line_in_local_time(
     line = "2021-04-28 15:28:05: New connection: 192.0.2.56:5973 -> 192.0.2.56:5973\n"
     assert out == line * 2
     assert err == "tcpwatchd: Cannot read the tables of TCP sockets, will try again: gone\n"
+
+
+@pytest.mark.parametrize(
+    ("detected_by", "guessed", "text"),
+    [
+        ("startup", False, "Open connection: 192.0.2.56:5973 -> 192.0.2.56:5973"),
+        ("startup", True, "Open connection: 192.0.2.56:5973 -> 192.0.2.56:5973 (direction guessed)"),
+        ("poll", True, "New connection: 192.0.2.56:5973 -> 192.0.2.56:5973 (direction guessed)"),
+    ],
+)
+def test_text_says_what_the_message_leaves_to_fields(
+    detected_by: Detection, guessed: bool, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = Connection(END, END, "internal", TcpState.ESTABLISHED, detected_by, 0, guessed)
+    event = connection_opened(found, MOMENT)
+    assert event.fields["MESSAGE"] == "New connection: 192.0.2.56:5973 -> 192.0.2.56:5973"
+    assert event.fields["TCPWATCHD_DIRECTION"] == ("guessed" if guessed else "known")
+    assert written(TextSink, [event], capfd)[0][21:] == f"{text}\n"
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def start(manager: socket.socket, **environment: str) -> Daemon:
 def test_the_life_of_a_service(manager: socket.socket) -> None:
     daemon = start(manager)
     (ready,) = read_until(manager, "READY=1")
-    assert "\nSTATUS=Polling every 60 s; 0 connections reported, " in ready
+    assert "\nSTATUS=Polling every 60 s; 0 connections reported since the start, " in ready
     assert manager.recv(4096).startswith(b"STATUS=Polling every 60 s; ")
     daemon.process.send_signal(signal.SIGHUP)
     assert daemon.end(signal.SIGTERM)[0] == 0

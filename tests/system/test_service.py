@@ -87,6 +87,7 @@ def check_entry(entry: dict[str, Any], expected: dict[str, str]) -> None:
         "NETWORK_TRANSPORT": "tcp",
         "TCPWATCHD_DETECTED_BY": "poll",
         "TCPWATCHD_TCP_STATE": "ESTABLISHED",
+        "TCPWATCHD_DIRECTION": "known",
         "_CAP_EFFECTIVE": "0",
         "_SYSTEMD_UNIT": "tcpwatchd.service",
     }
@@ -125,9 +126,19 @@ def test_the_unit_is_sound_and_little_exposed(container: Container) -> None:
 
 
 def test_status_is_ascii_and_counts(service: Container) -> None:
-    status = service.show("tcpwatchd", "StatusText")
-    assert status.startswith("Polling every 0.5 s; ")
-    assert status.isascii()
+    """Also what was written after the last poll."""
+    configure(service, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 3600")
+    kept = Traffic(service.leader, "many", "3")
+    kept.truth()
+    before = len(entries(service, event.CONNECTION_OPENED))
+    service.run("systemctl", "restart", "tcpwatchd")
+    wait_until(lambda: len(entries(service, event.CONNECTION_OPENED)) == before + 3, 10, "entries")
+    expected = (
+        "Polling every 3600 s; 3 connections reported since the start, 0 inbound and at most 0 outbound "
+    )
+    wait_until(lambda: service.show("tcpwatchd", "StatusText").startswith(expected), 3, "the status")
+    assert service.show("tcpwatchd", "StatusText").isascii()
+    kept.end()
 
 
 def test_it_is_activating_until_the_first_poll(service: Container) -> None:
@@ -179,6 +190,31 @@ def test_wrong_usage_is_not_tried_again(service: Container) -> None:
     time.sleep(2)
     assert service.show("tcpwatchd", "ActiveState") == "failed"
     assert (service.show("tcpwatchd", "ExecMainStatus"), service.show("tcpwatchd", "NRestarts")) == ("2", "0")
+    assert "tcpwatchd: argument --interval: " in read_errors(service)
+
+
+def read_errors(container: Container) -> str:
+    container.run("journalctl", "--sync")
+    return container.run("journalctl", "-t", "tcpwatchd", "-p", "err", "-o", "cat")
+
+
+def test_a_trace_that_is_not_to_be_had_is_told_once_as_a_warning(service: Container) -> None:
+    before = len(entries(service, event.TRACE_UNAVAILABLE))
+    service.run("systemctl", "restart", "tcpwatchd")
+    time.sleep(2)
+    (told,) = entries(service, event.TRACE_UNAVAILABLE)[before:]
+    assert told["PRIORITY"] == "4"
+    assert "systemctl status tcpwatchd-trace" in told["MESSAGE"]
+    assert "has not set the trace up" in service.run("journalctl", "-t", "tcpwatchd", "-p", "warning")
+
+
+def test_a_trace_that_is_required_and_not_to_be_had(service: Container) -> None:
+    configure(service, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --trace require")
+    service.try_run("systemctl", "restart", "tcpwatchd")
+    time.sleep(2)
+    assert service.show("tcpwatchd", "ActiveState") == "failed"
+    assert (service.show("tcpwatchd", "ExecMainStatus"), service.show("tcpwatchd", "NRestarts")) == ("2", "0")
+    assert "Cannot go on: --trace require: tcpwatchd-trace.service has not" in read_errors(service)
 
 
 def test_a_hundred_thousand_in_one_poll(service: Container) -> None:

@@ -128,7 +128,7 @@ def test_without_the_trace_unit_it_polls_and_says_so(service: Container) -> None
     service.run("systemctl", "start", "tcpwatchd")
     time.sleep(0.2)
     (told,) = entries(service, event.TRACE_UNAVAILABLE)[before:]
-    assert "/run/tcpwatchd-trace" in told["ERROR_MESSAGE"]
+    assert "systemctl status tcpwatchd-trace" in told["ERROR_MESSAGE"]
     service.run("systemctl", "unmask", "--runtime", "--quiet", "tcpwatchd-trace")
 
 
@@ -149,15 +149,40 @@ def test_an_instance_that_another_version_made_goes_on(service: Container) -> No
 
 
 def test_the_size_of_the_buffers_has_one_place(service: Container) -> None:
-    drop_in = service.root / "etc/systemd/system/tcpwatchd-trace.service.d"
-    drop_in.mkdir()
-    (drop_in / "buffer.conf").write_text("[Service]\nEnvironment=TRACE_BUFFER=128\n")
-    service.run("systemctl", "daemon-reload")
-    service.run("systemctl", "restart", "tcpwatchd-trace")
-    wait_until(lambda: service.show("tcpwatchd", "ActiveState") == "active", 20, "active")
-    (drop_in / "buffer.conf").unlink()
-    drop_in.rmdir()
+    set_buffer(service, "128")
     size = int((INSTANCE / "buffer_size_kb").read_text().split()[0])
-    service.run("systemctl", "daemon-reload")
-    service.run("systemctl", "restart", "tcpwatchd-trace")
-    assert 124 <= size <= 132
+    assert 124 <= size <= 132, "rounded by the kernel"
+    told = f", {size} KiB a CPU)"
+    wait_until(lambda: entries(service, event.TRACE_USED)[-1]["MESSAGE"].endswith(told), 10, "told")
+    set_buffer(service, "65536")
+    assert "--trace-buffer 65536: all CPUs share 16384 KiB" in read_setup(service, "warning")
+    set_buffer(service, None)
+
+
+def test_a_size_that_makes_no_sense_is_told_where_one_looks(service: Container) -> None:
+    """The trace's unit fails with the reason, and the daemon polls and says where the reason is."""
+    before = len(entries(service, event.TRACE_UNAVAILABLE))
+    set_buffer(service, "4M")
+    service.run("systemctl", "restart", "tcpwatchd")
+    wait_until(lambda: len(entries(service, event.TRACE_UNAVAILABLE)) > before, 10, "told")
+    assert "tcpwatchd: argument --trace-buffer: not a number of KiB from 16 to 65536: '4M'" in read_setup(
+        service, "err"
+    )
+    set_buffer(service, None)
+    starts = len(entries(service, event.TRACE_USED))
+    service.run("systemctl", "restart", "tcpwatchd")
+    wait_until(lambda: len(entries(service, event.TRACE_USED)) > starts, 10, "the trace in use")
+
+
+def set_buffer(container: Container, size: str | None) -> None:
+    drop_in = container.root / "etc/systemd/system/tcpwatchd-trace.service.d/buffer.conf"
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text(f"[Service]\nEnvironment=TRACE_BUFFER={size}\n" if size else "")
+    container.run("systemctl", "daemon-reload")
+    container.try_run("systemctl", "restart", "tcpwatchd-trace")
+    wait_until(lambda: container.show("tcpwatchd", "ActiveState") == "active", 20, "active")
+
+
+def read_setup(container: Container, priority: str) -> str:
+    container.run("journalctl", "--sync")
+    return container.run("journalctl", "-u", "tcpwatchd-trace", "-p", priority, "-o", "cat")

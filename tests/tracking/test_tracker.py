@@ -135,6 +135,43 @@ def test_an_accepted_session_whose_listener_closed_at_once(polls: Polls) -> None
     assert polls.see(f"{SERVER} {CLIENT} ESTABLISHED 9") == [INGRESS]
 
 
+def test_a_direction_is_known_or_says_that_it_is_guessed(tmp_path: Path) -> None:
+    """What opens between two polls has its listener in one of them; before the watch, who knows."""
+    polls = Polls(tmp_path, started=False)
+    opened = "10.0.0.5:5000 192.0.2.1:443 ESTABLISHED 9"
+    accepted = f"{SERVER} {CLIENT} ESTABLISHED 8"
+    assert polls.see(LISTENER, accepted) == [INGRESS]
+    assert polls.guessed == {False}
+    polls = Polls(tmp_path, started=False)
+    assert polls.see(opened) == ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
+    assert polls.guessed == {True}
+    polls.see()
+    assert polls.see(opened.replace("5000", "5001")) == ["10.0.0.5:5001 -> 192.0.2.1:443 egress"]
+    assert polls.guessed == {False}
+    assert polls.see("127.0.0.1:4000 127.0.0.1:80 ESTABLISHED 7") == [
+        "127.0.0.1:4000 -> 127.0.0.1:80 internal"
+    ]
+    assert polls.guessed == {True}
+    assert polls.see("127.0.0.1:90 127.0.0.1:90 ESTABLISHED 6") == ["127.0.0.1:90 -> 127.0.0.1:90 internal"]
+    assert polls.guessed == {False}, "a socket connected to itself has one end"
+
+
+def test_several_connections_of_a_port_are_guessed_to_be_a_servers(tmp_path: Path) -> None:
+    clients = [f"198.51.100.7:{port}" for port in (40000, 40001, 40002)]
+    polls = Polls(tmp_path, started=False)
+    found = polls.see(*(f"10.0.0.5:50000 {client} ESTABLISHED 9" for client in clients))
+    assert found == [f"{client} -> 10.0.0.5:50000 ingress" for client in clients]
+    assert polls.guessed == {True}
+    inside = [f"127.0.0.1:{port}" for port in (40000, 40001, 40002)]
+    rows = [f"127.0.0.1:50000 {client} ESTABLISHED 9" for client in inside]
+    rows += [f"{client} 127.0.0.1:50000 ESTABLISHED 8" for client in inside]
+    polls = Polls(tmp_path, started=False)
+    assert polls.see(*rows) == [f"{client} -> 127.0.0.1:50000 internal" for client in inside]
+    polls = Polls(tmp_path, started=False)
+    same = [f"10.0.0.5:40000 192.0.2.{last}:443 ESTABLISHED {last}" for last in (1, 2)]
+    assert all(text.endswith(":443 egress") for text in polls.see(*same)), "one port to two servers"
+
+
 LOOPBACK = "127.0.0.1:40000 -> 127.0.0.1:80 internal"
 
 
