@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 INTERVAL_RANGE = (0.1, 86400.0)
-BUFFER_RANGE = (16, 65536)
+BUFFER_RANGE = (16, 16384)
 
 
 class Settings(argparse.Namespace):
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--trace-buffer",
         metavar="KIB",
         type=parse_buffer,
-        help="memory a CPU for the trace, 16 to 65536 (default: 512)",
+        help="memory a CPU for the trace in KiB, 16 to 16384 (default: 512)",
     )
     parser.add_argument("--trace-setup", action="store_true", help="make the service's instance, and exit")
     parser.add_argument("--once", action="store_true", help="report what is open now, and exit")

@@ -282,6 +282,11 @@ class Pipeline:
         return self._tracker.open
 
     @property
+    def trace_in_trouble(self) -> bool:
+        """Whether it cannot be read, or is not as it was set up."""
+        return self._drain_failing or self._unsound_since is not None
+
+    @property
     def next_release(self) -> int | None:
         """When a drain brings something though the trace wakes nobody, nanoseconds of CLOCK_BOOTTIME.
 

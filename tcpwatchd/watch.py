@@ -250,16 +250,19 @@ class Watch:
 
     def _status(self) -> str:
         totals = self._pipeline.totals
-        source = f"{'Trace, and polling' if self._trace else 'Polling'} every {self._interval:g} s"
+        polling = "Only polling" if self._no_trace_reason else "Polling"
+        source = f"{'Trace, and polling' if self._trace else polling} every {self._interval:g} s"
         missed = f"{totals['missed_trace']} missed by the trace"
         if not self._trace:
             inbound, outbound = totals["missed_inbound"], totals["missed_outbound"]
             missed = f"{inbound} inbound and at most {outbound} outbound missed"
         reported = event.count(totals["reported"], "connection")
-        counts = f"{reported} reported since the start, {missed}; {self._pipeline.open} sockets open"
+        counts = f"{reported} reported since the start, {missed}; {self._pipeline.open} sockets open here"
         trouble = ""
         if self._failed_polls_in_a_row:
             trouble += f"; {event.count(self._failed_polls_in_a_row, 'poll')} failed since the last good one"
+        if self._pipeline.trace_in_trouble:
+            trouble += "; the trace cannot be used now"
         if self._outbox.stuck:
             trouble += f"; {len(self._outbox.waiting)} entries wait to be written"
         return f"{source}; {counts}{trouble}"

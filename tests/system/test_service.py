@@ -134,7 +134,7 @@ def test_status_is_ascii_and_counts(service: Container) -> None:
     service.run("systemctl", "restart", "tcpwatchd")
     wait_until(lambda: len(entries(service, event.CONNECTION_OPENED)) == before + 3, 10, "entries")
     expected = (
-        "Polling every 3600 s; 3 connections reported since the start, 0 inbound and at most 0 outbound "
+        "Only polling every 3600 s; 3 connections reported since the start, 0 inbound and at most 0 outbound "
     )
     wait_until(lambda: service.show("tcpwatchd", "StatusText").startswith(expected), 3, "the status")
     assert service.show("tcpwatchd", "StatusText").isascii()
