@@ -23,7 +23,7 @@ check: lint  ## lint, and the tests that need neither root nor a container
 	$(VENV)/bin/python -m pytest -n 2 -m "not (root or trace or container or machine or pythons)"
 
 soak: $(VENV)/ready  ## run the long forms of the property, fuzzing and fault tests
-	HYPOTHESIS_PROFILE=long FUZZ_RUNS=1000000 CHURN_SECONDS=60 KILLS=20 $(VENV)/bin/python -m pytest $(SOAK)
+	@HYPOTHESIS_PROFILE=long FUZZ_RUNS=1000000 CHURN_SECONDS=60 KILLS=20 tests/run $(VENV)/bin/python $(SOAK)
 
 lint: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/ruff check .

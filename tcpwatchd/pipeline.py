@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tcpwatchd.output.sinks import Sink
     from tcpwatchd.state.store import Store
 
+LOSS_PAUSE = 1.0
+"""Seconds between two reports of lost records, while they go on being lost."""
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -59,10 +62,17 @@ class Pipeline:
         """What waits to be written."""
         stages = Stages(self._tables, self._tracker, self._audit, self.outbox, trace, self._decoder)
         self._recovery = Recovery(store, stages)
+        self._counted_until = FOREVER
+        """Until when the counters tell that are compared next, nanoseconds of CLOCK_BOOTTIME."""
         self._trace_unbroken = False
         """Whether the trace has been read since the snapshot before."""
         self._drain_failing = self._counters_failing = False
         """Whether each could not be read when it was last tried."""
+        self._drained_whole = True
+        """Whether the last drain left nothing behind that was older than it."""
+        self._lost_unreported = 0
+        self._report_lost_at = -math.inf
+        """Records that were lost and are to be reported, and when: in seconds of CLOCK_MONOTONIC."""
         self._sound_at = now()
         """When the instance was last found to be what it was set up to be."""
         self._unsound_since: int | None = None
@@ -81,23 +91,27 @@ class Pipeline:
 
         A trace or counters that cannot be read do not keep the tables from being judged.
         """
+        counted = boot_ns()
         counters = self._read_counters()
         self.check_trace()
+        snapshot = self._tables.read_snapshot()
         trace_sound = self._trace is not None and self._sound_since_poll
         self._sound_since_poll = self._unsound_since is None
-        snapshot = self._tables.read_snapshot()
         self._feed_watchdog()
         if self._trace or snapshot.fresh:
             self._tracker.addresses = read_addresses(self._root)
+        self._counted_until = counted
         self.drain()
+        self._counted_until = FOREVER
         unchanged = self._tables.find_unchanged(self._tracker.awaiting_row)
-        records_may_follow = self._trace is not None and (self._drain_failing or not trace_sound)
+        records_may_follow = self._trace is not None and not (self._drained_whole and trace_sound)
         new = self._tracker.find_new(snapshot, unchanged, records_may_follow)
         self._tables.keep()
         self._feed_watchdog()
         self.outbox.add(new)
         self._count_missed(counters, snapshot, new, trace_sound)
         self._report_malformed(snapshot.malformed)
+        self._report_lost()
         self._recovery.changed |= bool(snapshot.fresh or snapshot.gone)
         self._recovery.save()
         self._feed_watchdog()
@@ -113,13 +127,22 @@ class Pipeline:
         self._recovery.log_drain(drain)
         transitions, lost = self._decoder.decode(drain)
         self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole)
-        self._report_lost(lost)
-        if drain.failure and not self._drain_failing:
-            self.report(event.trace_failed(describe(drain.failure), now()))
-        elif self._drain_failing and not drain.failure:
-            self.report(event.trace_recovered(now()))
-        self._drain_failing = drain.failure is not None
+        self._drained_whole = drain.whole
+        self._totals["records_lost"] += lost
+        self._lost_unreported += lost
+        if time.monotonic() >= self._report_lost_at:
+            self._report_lost()
+        self.note_drain(drain.failure)
         self._take_released(boot_ns())
+
+    def note_drain(self, failure: Exception | None) -> None:
+        """Report a drain that failed, and one that does no longer."""
+        if failure and not self._drain_failing:
+            self.report(event.trace_failed(describe(failure), now()))
+        elif self._drain_failing and not failure:
+            self.report(event.trace_recovered(now()))
+        self._drain_failing = failure is not None
+        self._drained_whole &= not failure
 
     def check_trace(self) -> None:
         """See whether the instance is still what it was set up to be, and repair it where that may be done.
@@ -150,8 +173,10 @@ class Pipeline:
             trace.check()
         except Failure as error:
             return describe(error)
+        taken = trace.count_handed_over()
+        decoder.compare(taken)
         if decoder.counted_anew:
-            decoder.start_anew(trace.count_taken())
+            decoder.start_anew(taken)
             return f"{trace.path}: its buffers were emptied"
         return None
 
@@ -159,20 +184,21 @@ class Pipeline:
         if self._unsound_since is None:
             self.report(event.trace_changed(fault, now()))
             self._unsound_since = self._recovery.unsound_since = self._sound_at
+            self._recovery.changed = True
         self._sound_since_poll = False
 
     def _note_sound(self, trace: Trace, decoder: Decoder) -> None:
         if self._unsound_since is not None:
             self.report(event.trace_gap(self._unsound_since, now()))
             self._unsound_since = self._recovery.unsound_since = None
+            self._recovery.changed = True
             # Buffers that were emptied until now, as by another clock, are no further change.
-            decoder.start_anew(trace.count_taken())
+            decoder.start_anew(trace.count_handed_over())
         self._sound_at = now()
 
     def _take_released(self, until: int) -> None:
-        """The trace tells of all network namespaces, the kernel's counters of this one."""
         released = self._tracker.release(until)
-        self._audit.add_found([connection for connection in released if self._tracker.is_here(connection)])
+        self._audit.add_found(released, self._counted_until)
         self.outbox.add(released)
 
     def _read_counters(self) -> list[int] | None:
@@ -209,6 +235,7 @@ class Pipeline:
         if self._decoder and not self._store.enabled:
             self._tracker.follow(self._decoder.take_deferred(), False, self._tables.holds)
         self._take_released(FOREVER)
+        self._report_lost()
         self._send_all(until)
         self.report(describe_end(self.totals))
         self._send_all(until)
@@ -229,10 +256,12 @@ class Pipeline:
     def report(self, new: Event) -> None:
         self.outbox.add([new])
 
-    def _report_lost(self, records: int) -> None:
-        if records:
-            self._totals["records_lost"] += records
-            self.report(event.records_lost(records, now()))
+    def _report_lost(self) -> None:
+        """At most once a second, unless a poll or the end comes first."""
+        if self._lost_unreported:
+            self.report(event.records_lost(self._lost_unreported, now()))
+            self._report_lost_at = time.monotonic() + LOSS_PAUSE
+        self._lost_unreported = 0
 
     def _report_malformed(self, rows: list[bytes]) -> None:
         """Quoted once; after that rows are counted only."""
@@ -243,18 +272,16 @@ class Pipeline:
     def _count_missed(
         self, counters: list[int] | None, snapshot: Snapshot, new: list[Connection], trace_sound: bool
     ) -> None:
-        """What a poll finds was missed by the trace; what polls miss, the kernel's counters tell."""
-        traced = trace_sound and not self._drain_failing
+        """What a poll finds was missed by the trace; what both miss, the kernel's counters tell."""
+        traced = trace_sound and self._drained_whole
         if traced and self._trace_unbroken:
             self._totals["missed_trace"] += sum(found.detected_by == "poll" for found in new)
         self._trace_unbroken = traced
         if counters is None:
             return
-        missed = self._audit.compare(counters, new, snapshot.connecting)
-        if traced:
-            self._audit.settle()
-        elif any(missed):
-            self.report(event.connections_missed(*missed, now()))
+        missed = self._audit.compare(counters, new, snapshot.connecting, traced)
+        if any(missed):
+            self.report(event.connections_missed(*missed, traced, now()))
             self._totals["missed_inbound"] += missed.inbound
             self._totals["missed_outbound"] += missed.outbound
 

@@ -104,6 +104,8 @@ class Watch:
             elif self._wait_until(self._find_deadline()):
                 self._drain()
         self._notifier.stopping()
+        if (self._trace is None or self._pipeline.trace_in_trouble) and not self._outbox.full:
+            self._poll()
         with self._counting_lost():
             self.lost_at_end = self._pipeline.finish(self._describe_end, time.monotonic() + LAST_WORDS)
 
@@ -179,7 +181,10 @@ class Watch:
         if moment >= self._check_trace_at:
             self._check_trace_at = moment + CHECK_TRACE_EVERY
             self._pipeline.check_trace()
-        self._pipeline.drain()
+        try:
+            self._pipeline.drain()
+        except Exception as error:  # whatever went wrong, the next drain may go right
+            self._pipeline.note_drain(error)
 
     def _find_deadline(self) -> float:
         """When there is something to do even if nothing comes, in seconds of CLOCK_MONOTONIC."""

@@ -22,7 +22,7 @@ settings.register_profile(
     "short", max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("brief", parent=settings.get_profile("short"), max_examples=50)
-settings.register_profile("long", parent=settings.get_profile("short"), max_examples=20_000)
+settings.register_profile("long", parent=settings.get_profile("short"), max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 TOOLS = {

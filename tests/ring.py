@@ -57,6 +57,7 @@ def make_settings(root: Path) -> None:
     shutil.copytree(FIXTURE / "events", root / "events", dirs_exist_ok=True)
     for file, value in {**SETTINGS, "buffer_size_kb": "512"}.items():
         text = {"trace_clock": f"local [{value}]", "tracing_cpumask": "ffffffff"}.get(file, value)
+        (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_text(f"{text}\n")
 
 

@@ -41,6 +41,7 @@ HARMFUL = {
     f"{EVENT}/filter": "protocol==7",
     "set_event_pid": "1",
     "tracing_cpumask": "1",
+    "options/pause-on-trace": "1",
 }
 HARMLESS = {
     "options/stacktrace": "1",
@@ -165,6 +166,36 @@ def test_what_does_no_harm(output: IO[bytes], path: str, file: str) -> None:
         write_file(path, file, was)
         finish(daemon, output)
     assert count(output, event.RECORDS_LOST) == count(output, event.TRACE_CHANGED) == 0
+
+
+@pytest.mark.parametrize("file", ["buffer_size_kb", "per_cpu/cpu0/buffer_size_kb", "buffer_subbuf_size_kb"])
+def test_buffers_get_their_size_back_in_the_foreground(host: Namespace, output: IO[bytes], file: str) -> None:
+    daemon = watch(host, output, "--trace-instance", NAME, "--interval", "0.5")
+    path = f"{TRACING}/instances/{NAME}"
+    if not os.path.exists(f"{path}/{file}"):
+        pytest.skip("this kernel has no pages of other sizes")
+    was = read_file(path, file)
+    write_file(path, file, "8")
+    wait_until(lambda: count(output, event.TRACE_GAP) == 1, 5, "repaired")
+    assert read_file(path, file) == was
+    server = open_reset(host)
+    wait_until(lambda: len(reported(output, {server})) == 100, 5, "all reported")
+    finish(daemon, output)
+
+
+def test_a_flood_of_other_events_ends_and_hides_nothing(output: IO[bytes], path: str) -> None:
+    """Each reading makes records faster than they can be read."""
+    with AsTheService(path) as host:
+        daemon = watch(host, output, "--interval", "60")
+        write_file(path, "events/raw_syscalls/enable", "1")
+        server = open_reset(host)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(2) == 0
+        write_file(path, "events/raw_syscalls/enable", "0")
+        STARTED.remove(daemon)
+    lost = sum(int(fields["TCPWATCHD_RECORDS_LOST"]) for fields in told(output, event.RECORDS_LOST))
+    assert len(reported(output, {server})) == 100 or lost
+    assert count(output, event.RECORDS_LOST) < 10, "summed up"
 
 
 def test_buffers_that_are_emptied(output: IO[bytes], path: str) -> None:

@@ -4,33 +4,169 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcpwatchd.clock import boot_ns
-from tcpwatchd.connection import TcpState, Transition
+import pytest
+
+from tcpwatchd.clock import boot_ns, now
+from tcpwatchd.connection import End, TcpState, Transition
 from tcpwatchd.kernel.trace import Trace
+from tcpwatchd.output import event
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.state.store import Store
-from tests.kept import END
+from tests.kept import END, HERE
+from tests.model import pack
 from tests.ring import Ring
 from tests.state.test_recovery import Reader
-from tests.table import write_counters, write_tables
+from tests.table import endpoint4, row, write_counters, write_tables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+OTHER = End(HERE, pack(("192.0.2.57", 5002)))
 
-def test_a_deferred_record_wants_another_drain(tmp_path: Path) -> None:
+
+class Watched:
+    """A pipeline over tables and an instance made of files, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("net", "trace", "run"):
+            (folder / name).mkdir()
+        self.net, self.instance, self._run = folder / "net", folder / "trace", str(folder / "run")
+        self.statistics = self.instance / "per_cpu/cpu0/stats"
+        write_counters(self.net)
+        self.show()
+        self.ring = Ring(self.instance)
+        self.reader = Reader()
+        self.start()
+
+    def start(self) -> None:
+        self.trace = Trace(str(self.instance))
+        self.store = Store(self._run)
+        self.pipeline = Pipeline(self.reader, self.store, self.trace, root=str(self.net))
+        self.pipeline.resume()
+        self.poll()
+
+    def end(self) -> None:
+        """As a process that is killed."""
+        self.trace.close()
+        self.store.close()
+
+    def show(self, *ends: End) -> None:
+        pairs = [[endpoint4(endpoint.ip, endpoint.port) for endpoint in end] for end in ends]
+        rows = [row(number, here, there, 1, 100) for number, (here, there) in enumerate(pairs)]
+        write_tables(self.net, rows, [])
+
+    def tell(self, *ends: End) -> None:
+        """That these were accepted just now."""
+        for end in ends:
+            opened = Transition(boot_ns(), id(end), TcpState.SYN_RECV, TcpState.ESTABLISHED, end, 1)
+            self.ring.write([opened])
+        self.ring.count(read=True)
+
+    def poll(self) -> None:
+        self.pipeline.poll()
+        self.pipeline.send()
+
+    def drain(self) -> None:
+        self.pipeline.drain()
+        self.pipeline.send()
+
+    def count(self, message_id: str) -> int:
+        return sum(new.fields["MESSAGE_ID"] == message_id for new in self.reader.events)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    made = Watched(tmp_path)
+    yield made
+    made.end()
+    made.ring.close()
+
+
+def test_what_a_poll_finds_before_records_that_were_left_behind(watched: Watched) -> None:
+    """A drain that goes on after one that failed half-way does not take out what came since."""
+    watched.tell(END)
+    good = watched.statistics.read_text()
+    watched.statistics.write_text("nothing that is known")
+    watched.drain()
+    assert watched.count(event.TRACE_FAILED) == 1
+    watched.statistics.write_text(good)
+    watched.tell(OTHER)
+    watched.show(END, OTHER)
+    watched.poll()
+    watched.drain()
+    watched.drain()
+    assert watched.count(event.CONNECTION_OPENED) == 2
+    assert watched.count(event.TRACE_RECOVERED) == 1
+
+
+def test_buffers_that_were_emptied_are_noticed_without_a_record(watched: Watched) -> None:
+    watched.tell(END)
+    watched.drain()
+    watched.statistics.write_text("entries: 0\noverrun: 0\nread events: 0\n")
+    write_counters(watched.net, inbound=50)
+    before = now()
+    watched.poll()
+    assert (watched.count(event.TRACE_CHANGED), watched.count(event.TRACE_GAP)) == (1, 1)
+    assert watched.pipeline.totals["missed_inbound"] == 49
+    (gap,) = (new for new in watched.reader.events if new.fields["MESSAGE_ID"] == event.TRACE_GAP)
+    assert gap.fields["EVENT_START"] < event.format_utc(before)
+    watched.poll()
+    assert watched.count(event.TRACE_CHANGED) == 1
+
+
+def test_records_that_somebody_else_took_are_missed_by_the_kernels_counters(watched: Watched) -> None:
+    """Told when the next poll finds them missing too: a record can come a moment after its count."""
+    write_counters(watched.net, inbound=40)
+    watched.poll()
+    assert watched.count(event.CONNECTIONS_MISSED) == 0
+    watched.tell(END)
+    watched.drain()
+    watched.poll()
+    assert watched.pipeline.totals["missed_inbound"] == 39
+    watched.poll()
+    assert watched.count(event.CONNECTIONS_MISSED) == 1
+    write_counters(watched.net, inbound=41)
+    watched.tell(OTHER)
+    watched.poll()
+    watched.poll()
+    assert watched.count(event.CONNECTIONS_MISSED) == 1
+
+
+def test_a_poll_that_fails_does_not_forget_that_the_trace_was_not_sound(watched: Watched) -> None:
+    (watched.instance / "tracing_on").write_text("0\n")
+    write_counters(watched.net, inbound=50)
+    table = watched.net / "tcp"
+    table.rename(watched.net / "hidden")
+    with pytest.raises(FileNotFoundError):
+        watched.poll()
+    (watched.net / "hidden").rename(table)
+    watched.poll()
+    assert watched.pipeline.totals["missed_inbound"] == 50
+    assert watched.count(event.TRACE_GAP) == 1
+
+
+def test_a_gap_is_told_by_the_next_process_though_the_instance_is_right_then(watched: Watched) -> None:
+    """Also on a machine where nothing else changed since the last save."""
+    watched.poll()
+    clock = watched.instance / "trace_clock"
+    clock.unlink()
+    clock.mkdir()
+    watched.poll()
+    assert (watched.count(event.TRACE_CHANGED), watched.count(event.TRACE_GAP)) == (1, 0)
+    watched.end()
+    clock.rmdir()
+    clock.write_text("local [boot]\n")
+    watched.start()
+    assert watched.count(event.TRACE_GAP) == 1
+
+
+def test_a_deferred_record_wants_another_drain(watched: Watched) -> None:
     """It is out of the kernel, whose buffers wake nobody for it any more."""
-    for name in ("net", "trace"):
-        (tmp_path / name).mkdir()
-    write_counters(tmp_path / "net")
-    write_tables(tmp_path / "net", [], [])
-    ring = Ring(tmp_path / "trace")
-    trace = Trace(str(tmp_path / "trace"))
-    pipeline = Pipeline(Reader(), Store(None), trace, root=str(tmp_path / "net"))
-    pipeline.poll()
+    pipeline = watched.pipeline
     assert pipeline.next_release is None
     soon = boot_ns() + 100_000_000
-    ring.write([Transition(soon, 7, TcpState.SYN_RECV, TcpState.ESTABLISHED, END, 1)])
+    watched.ring.write([Transition(soon, 7, TcpState.SYN_RECV, TcpState.ESTABLISHED, END, 1)])
     pipeline.drain()
     assert pipeline.next_release == soon
     assert not pipeline.outbox.waiting
@@ -39,5 +175,3 @@ def test_a_deferred_record_wants_another_drain(tmp_path: Path) -> None:
     pipeline.drain()
     assert pipeline.next_release is None
     assert len(pipeline.outbox.waiting) == 1
-    trace.close()
-    ring.close()

@@ -44,8 +44,11 @@ SETTINGS = {
     "set_event_pid": "",
     "set_event_notrace_pid": "",
     "tracing_cpumask": "all",
+    "options/pause-on-trace": "0",
 }
 """What an instance must be, or it records less or other than it should."""
+OPTIONAL = {"set_event_pid", "set_event_notrace_pid", "tracing_cpumask", "options/pause-on-trace"}
+"""What older kernels do not have."""
 OPTIONS = {
     "buffer_percent": "0",
     "options/overwrite": "1",
@@ -57,7 +60,7 @@ SIZES = ("buffer_size_kb", "buffer_subbuf_size_kb")
 """What empties the buffers when it changes."""
 READ_FILES = (*SETTINGS, *SIZES, "events/header_page", "events/header_event", f"{EVENT}/format")
 """What a reader without privilege must be able to read, beside the files of each CPU."""
-CPU_FILES = ("trace_pipe_raw", "stats")
+CPU_FILES = ("trace_pipe_raw", "stats", "buffer_size_kb")
 ONLINE = "/sys/devices/system/cpu/online"
 
 
@@ -235,11 +238,11 @@ def write_file(path: str, file: str, value: str) -> None:
 
 
 def is_set(path: str, file: str, value: str) -> bool:
-    """Raises OSError. A list or mask that a kernel does not have leaves nothing out."""
+    """Raises OSError. What a kernel does not have leaves nothing out."""
     try:
         text = read_file(path, file)
     except FileNotFoundError:
-        if value in ("", "all"):
+        if file in OPTIONAL:
             return True
         raise
     if file == "trace_clock":

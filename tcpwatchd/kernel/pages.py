@@ -53,6 +53,8 @@ CLOSE = TcpState.CLOSE.value
 NOWHERE = End(Endpoint(), Endpoint())
 """Stands for the end of a socket that closes: nobody asks for it."""
 
+MOST_LOST = 1 << 40
+"""No page says that so many records were lost, unless it makes no sense."""
 NONSENSE = 60_000_000_000
 """No record is so many nanoseconds newer than the start of its drain, unless its clock was changed."""
 
@@ -129,9 +131,14 @@ class Decoder:
         self.deferred = found[ready:]
         return found[:ready], lost
 
+    def compare(self, taken: Mapping[int, int]) -> None:
+        """See whether the kernel counts from 0 again, though no record came since."""
+        self.counted_anew |= any(records < self.taken.get(cpu, 0) for cpu, records in taken.items())
+
     def start_anew(self, taken: Mapping[int, int]) -> None:
         """Go on from what the kernel counts now."""
-        self.taken, self.counted_anew = dict(taken), False
+        self.taken.update(taken)
+        self.counted_anew = False
 
     def take_deferred(self) -> list[Transition]:
         """What waits for the next drain, when there will be none."""
@@ -161,6 +168,11 @@ def read_layout(formats: Formats) -> Layout:
     return Layout(data + capacity, data, header, entry, loss, int(event[1]), pick)
 
 
+def read_stamp(page: bytes, layout: Layout) -> int:
+    """When its first record was written; 0 of what is no page."""
+    return int(layout.header.unpack_from(page)[0]) if len(page) >= layout.header.size else 0
+
+
 def trim(page: bytes, layout: Layout) -> bytes:
     """Without what follows its records and the count of lost ones."""
     if len(page) < layout.data:
@@ -177,9 +189,8 @@ def find_loss(page: bytes, layout: Layout) -> int | None:
     count = layout.data + (commit & LENGTH)
     if not commit & MISSED or (commit & COUNTED and count + layout.loss.size > len(page)):
         return 0
-    if not commit & COUNTED:
-        return None
-    return int(layout.loss.unpack_from(page, count)[0])
+    (lost,) = layout.loss.unpack_from(page, count) if commit & COUNTED else (MOST_LOST,)
+    return int(lost) if lost < MOST_LOST else None
 
 
 def read_entry(fields: dict[str, tuple[int, int]]) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:

@@ -26,7 +26,7 @@ WIDEST_NUMBER = 10
 QUEUES = 40
 """Width of the columns between the state and the uid, which are not kept."""
 OWNER = 15
-"""Width of uid and timeout, unless one of them overflows; the inode follows without padding."""
+"""Width of uid and timeout and the space after them, unless one overflows; the inode follows."""
 GAPS = (5, 14)
 """Where these columns end."""
 UID_AND_TIMEOUT = rb" *[0-9]+ +[0-9]+"
@@ -56,7 +56,7 @@ class Format:
         self.head = self.key + 3
         """Width of the two addresses and the state."""
         # A row's only colon before a space ends its number. Columns of the usual width are passed over.
-        cut = rb"(?s:: (.{%d}).{%d}((?:.{%d}|%b) [0-9]+))" % (self.head, QUEUES, OWNER, UID_AND_TIMEOUT)
+        cut = rb"(?s:: (.{%d}).{%d}((?:.{%d}|%b) [0-9]+))" % (self.head, QUEUES, OWNER - 1, UID_AND_TIMEOUT)
         self._cut = re.compile(cut).findall
         self._match = re.compile(rb"(?s:.{%d})%b [0-9]+" % (self.head, UID_AND_TIMEOUT)).match
         self.padded = words == 1

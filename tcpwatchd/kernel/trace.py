@@ -27,16 +27,19 @@ from tcpwatchd.kernel.instance import (
     parse_cpus,
     read_buffer_size,
     read_file,
+    write_file,
     write_settings,
 )
-from tcpwatchd.kernel.pages import find_loss, read_layout, trim
+from tcpwatchd.kernel.pages import find_loss, read_layout, read_stamp, trim
 
 if TYPE_CHECKING:
     from tcpwatchd.kernel.pages import Layout
 
 PAGE_FORMAT = "events/header_page"
-NOTHING_NOW = {errno.EAGAIN, errno.EBUSY, errno.ENODEV, errno.ENOMEM}
-"""Errors of a reader after which the kernel still has all: try again later."""
+NOTHING_NOW = {errno.EAGAIN, errno.ENODEV}
+"""What a reader is told of an empty buffer, and of a CPU that is offline."""
+MOST_PAGES = 4096
+"""Pages that are taken out of a CPU at once: all that its buffer can hold."""
 
 
 class Trace:
@@ -63,6 +66,8 @@ class Trace:
             self.formats = read_formats(path)
             self._layout = read_layout(self.formats)
             self._sizes = self._read_sizes()
+            self._sizes_wanted: dict[str, str] = {}
+            """What they were before somebody changed them."""
             self.buffer_kb = read_buffer_size(path)
             """KiB of memory a CPU; None where CPUs differ."""
             with contextlib.suppress(OSError):  # then all that are possible are opened
@@ -90,9 +95,21 @@ class Trace:
         online = parse_cpus(text.decode()) if text else possible
         for number in possible:
             if number in online and number not in self._cpus:
-                cpu = self._cpus[number] = _Cpu(os.path.join(self.path, f"per_cpu/cpu{number}"))
-                self._readable.register(cpu.descriptor, select.EPOLLIN)
+                self._cpus[number] = _Cpu(os.path.join(self.path, f"per_cpu/cpu{number}"))
         self._online_text = text
+        self._await_all()
+
+    def _await_all(self) -> None:
+        """Wait for each CPU but those that are offline, which are always reported as failing: it would spin.
+
+        Raises OSError.
+        """
+        for cpu in self._cpus.values():
+            if cpu.online and not cpu.awaited:
+                self._readable.register(cpu.descriptor, select.EPOLLIN)
+            elif cpu.awaited and not cpu.online:
+                self._readable.unregister(cpu.descriptor)
+            cpu.awaited = cpu.online
 
     def check(self) -> None:
         """See that the instance is what it was set up to be.
@@ -100,22 +117,35 @@ class Trace:
         Raises TraceError with what is wrong, and OSError when that cannot be found out.
         """
         check(self.path)
-        if read_file(self.path, PAGE_FORMAT) != self.formats.page:
-            raise TraceError(f"{self.path}: its pages have another layout (buffer_subbuf_size_kb)")
         before, self._sizes = self._sizes, self._read_sizes()
         if before != self._sizes:
+            self._sizes_wanted = self._sizes_wanted or before
             raise TraceError(f"{self.path}: its buffers have another size")
+        if read_file(self.path, PAGE_FORMAT) != self.formats.page:
+            raise TraceError(f"{self.path}: its pages have another layout (buffer_subbuf_size_kb)")
 
-    def _read_sizes(self) -> list[str]:
-        sizes = []
+    def _read_sizes(self) -> dict[str, str]:
+        """Of the buffers, by file: of all CPUs, and of each one where that says that they differ ("X")."""
+        sizes = {}
         for file in SIZES:
             with contextlib.suppress(FileNotFoundError):  # an older kernel
-                sizes.append(read_file(self.path, file))
+                sizes[file] = read_file(self.path, file)
+        if sizes.get(SIZES[0]) == "X":
+            files = [f"per_cpu/cpu{number}/{SIZES[0]}" for number in list_cpus(self.path)]
+            sizes.update((file, read_file(self.path, file)) for file in files)
         return sizes
 
     def repair(self) -> None:
-        """Set the instance up again. Raises OSError, without privilege always."""
+        """Set the instance up again, with buffers as large as they were.
+
+        Raises OSError, without privilege always.
+        """
         write_settings(self.path)
+        wanted, self._sizes_wanted = self._sizes_wanted, {}
+        for file, size in reversed(wanted.items()):
+            if size.isdecimal() and self._sizes.get(file) != size:
+                write_file(self.path, file, size)
+        self._sizes = self._read_sizes()
 
     def fileno(self) -> int:
         """A descriptor that is readable when any CPU has records."""
@@ -123,8 +153,7 @@ class Trace:
 
     def drain(self) -> Drain:
         """Take out what is there. What a CPU that cannot be read holds comes with a later drain."""
-        began, failure = boot_ns(), None
-        whole = not any(cpu.pages for cpu in self._cpus.values())
+        began, failure, whole = boot_ns(), None, True
         filled = {}
         try:
             self._open_cpus()
@@ -132,29 +161,26 @@ class Trace:
             failure = error
         for number, cpu in self._cpus.items():
             try:
+                # What a drain that failed half-way had read goes first; there can be more behind it.
+                whole = whole and not cpu.pages
                 if not cpu.pages:
-                    self._read(cpu)
+                    whole = cpu.read_pages(self._layout, began) and whole
                 if cpu.pages:
                     filled[number] = cpu.read_statistics()
             except (OSError, ValueError) as error:
                 failure = error
+        try:
+            self._await_all()
+        except OSError as error:
+            failure = error
         lost, taken, pages = 0, {}, []
         for number, statistics in filled.items():
             cpu = self._cpus[number]
             lost += cpu.count_lost(statistics, self._layout)
             taken[number] = statistics["read events"]
-            pages += [trim(page, self._layout) for page in cpu.pages]
+            pages += cpu.pages
             cpu.pages = []
         return Drain(began, pages, lost, taken, failure, whole and not failure)
-
-    def _read(self, cpu: _Cpu) -> None:
-        """An offline CPU is always reported as failing, which would spin: it is not waited for."""
-        was_online = cpu.online
-        cpu.read_pages(self._layout.size)
-        if cpu.online and not was_online:
-            self._readable.register(cpu.descriptor, select.EPOLLIN)
-        elif was_online and not cpu.online:
-            self._readable.unregister(cpu.descriptor)
 
     def count_taken(self) -> dict[int, int]:
         """How many records of each possible CPU were ever taken out, by whomever: the kernel's own count.
@@ -164,6 +190,17 @@ class Trace:
         return {
             number: parse_statistics(read_file(self.path, f"per_cpu/cpu{number}/stats"))["read events"]
             for number in list_cpus(self.path)
+        }
+
+    def count_handed_over(self) -> dict[int, int]:
+        """The same of each CPU that is open, but for those of which pages are still to be handed over.
+
+        Raises OSError and ValueError.
+        """
+        return {
+            number: cpu.read_statistics()["read events"]
+            for number, cpu in self._cpus.items()
+            if not cpu.pages
         }
 
     def close(self) -> None:
@@ -184,6 +221,8 @@ class _Cpu:
         self.descriptor = os.open(os.path.join(path, "trace_pipe_raw"), flags)
         self._statistics = -1
         self.online = True
+        self.awaited = False
+        """Whether the trace's descriptor is readable when this CPU has records."""
         self.pages: list[bytes] = []
         """Taken out and not handed over yet: a drain can fail half-way."""
         try:
@@ -194,16 +233,25 @@ class _Cpu:
             raise
         self._overrun, self._dropped = statistics["overrun"], statistics.get("dropped events", 0)
 
-    def read_pages(self, size: int) -> None:
-        """All there is. Nothing, and each error of NOTHING_NOW, means nothing now, never the end."""
+    def read_pages(self, layout: Layout, began: int) -> bool:
+        """Until nothing is left that is older than the drain; whether that is so.
+
+        Other events can be traced here, and make records faster than anybody reads: what is newer waits.
+        Raises OSError.
+        """
         self.online = True
         try:
-            while page := os.read(self.descriptor, size):
-                self.pages.append(page)
+            while page := os.read(self.descriptor, layout.size):
+                self.pages.append(trim(page, layout))
+                if read_stamp(page, layout) > began:
+                    break
+                if len(self.pages) == MOST_PAGES:
+                    return False
         except OSError as error:
             if error.errno not in NOTHING_NOW:
                 raise
             self.online = error.errno != errno.ENODEV
+        return True
 
     def count_lost(self, statistics: dict[str, int], layout: Layout) -> int:
         """Records overwritten before these pages, as their headers tell, or the statistics."""

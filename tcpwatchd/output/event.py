@@ -158,11 +158,14 @@ def counters_recovered(now: int) -> Event:
     return _own(now, COUNTERS_RECOVERED, NOTICE, message)
 
 
-def connections_missed(inbound: int, outbound: int, now: int) -> Event:
-    short = f"{count(inbound, 'inbound connection')} and at most {count(outbound, 'outbound connection')}"
-    message = f"{short} opened and closed between two polls, and were not reported"
+def connections_missed(inbound: int, outbound: int, traced: bool, now: int) -> Event:
+    """By polls, or although there is a trace: of those only the inbound ones are known."""
+    message = f"{count(inbound, 'inbound connection')} opened of which neither the trace nor a poll told"
+    if not traced:
+        short = f"{count(inbound, 'inbound connection')} and at most {count(outbound, 'outbound connection')}"
+        message = f"{short} opened and closed between two polls, and were not reported"
     fields = {"TCPWATCHD_MISSED_INBOUND": str(inbound), "TCPWATCHD_MISSED_OUTBOUND": str(outbound)}
-    return _own(now, CONNECTIONS_MISSED, NOTICE, message, **fields)
+    return _own(now, CONNECTIONS_MISSED, WARNING if traced else NOTICE, message, **fields)
 
 
 def poll_failed(reason: str, now: int) -> Event:

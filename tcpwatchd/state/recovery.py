@@ -113,10 +113,12 @@ class Recovery:
             # The kernel may still hold the records of other ends: what was held at the last drain is held on,
             # unless it was written.
             drained = max([drain.began for drain in log.drains], default=baseline.saved)
-            outbox.add(tracker.release(drained, at_least=written.connections))
+            found = tracker.release(drained, at_least=written.connections)
         else:
             tracker.follow(last.deferred, False, tables.holds)
-            outbox.add(tracker.release(FOREVER))
+            found = tracker.release(FOREVER)
+        audit.add_found(found)
+        outbox.add(found)
         lost_reported = outbox.drop(written.connections, written.lost)
         if log.damage:
             self._report_unusable(BaselineError(log.damage))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from tcpwatchd.connection import Connection
 
+FOREVER = 2**63
 COUNTERS = 4
 """PassiveOpens, ActiveOpens, AttemptFails and EmbryonicRsts, always in this order."""
 
@@ -33,6 +34,10 @@ class Audit:
         self._inbound = self._outbound = 0
         self._connecting = 0
         """Handshakes that were under way and counted as opened: they may fail."""
+        self._found_later: list[Connection] = []
+        """What was found, and opened after the counters were read that are compared next."""
+        self._suspected = 0
+        """Inbound connections that the comparison before did not find though there was a trace."""
         self.opened = Missed(0, 0)
         """All that opened, reported or not."""
 
@@ -44,32 +49,54 @@ class Audit:
     def start_anew(self) -> None:
         """What opened since the last comparison is not known."""
         self._last = []
-        self.settle()
+        self._inbound = self._outbound = self._suspected = 0
 
     def restore(self, counters: Sequence[int]) -> None:
         if len(counters) >= 2 + COUNTERS:
             self._inbound, self._outbound, *rest = counters
             self._last, self._connecting = rest[:COUNTERS], sum(rest[COUNTERS:])
 
-    def add_found(self, found: Iterable[Connection]) -> None:
-        """What was reported, and when it is counted was not missed."""
+    def add_found(self, found: Iterable[Connection], until: int = FOREVER) -> None:
+        """What was reported, and when it is counted was not missed.
+
+        What opened after `until`, nanoseconds of CLOCK_BOOTTIME, is of the next comparison.
+        """
         new = [connection for connection in found if connection.detected_by != "startup"]
+        if until != FOREVER:
+            self._found_later += [connection for connection in new if connection.time > until]
+            new = [connection for connection in new if connection.time <= until]
         directions = Counter([connection.direction for connection in new])
         # A connection of a socket to itself is opened and never accepted.
         alone = directions["internal"] and sum(c.source == c.destination for c in new)
         self._inbound -= len(new) - directions["egress"] - alone
         self._outbound -= len(new) - directions["ingress"]
 
-    def settle(self) -> None:
-        """Nothing was missed so far."""
-        self._inbound = self._outbound = 0
-
-    def compare(self, counters: list[int], found: Iterable[Connection], connecting: int) -> Missed:
+    def compare(
+        self, counters: list[int], found: Iterable[Connection], connecting: int, traced: bool = False
+    ) -> Missed:
         """What opened until the counters were read and was not found until the snapshot that followed.
 
         What is found before it is counted is settled at the next comparison. `connecting` handshakes are
-        counted as opened and may yet fail.
+        counted as opened and may yet fail. Where it is `traced`, a record can come a moment after its count:
+        what is missed at two comparisons was missed.
         """
+        missed = self._compare(counters, found, connecting)
+        if traced:
+            missed = self._confirm(missed)
+        else:
+            self._suspected = 0
+        later, self._found_later = self._found_later, []
+        self.add_found(later)
+        return missed
+
+    def _confirm(self, missed: Missed) -> Missed:
+        """Only what came in is exact enough to contradict the trace, which tells of other networks too."""
+        confirmed = min(self._suspected, missed.inbound)
+        self._suspected = self._inbound = missed.inbound - confirmed
+        self._outbound = 0
+        return Missed(confirmed, 0)
+
+    def _compare(self, counters: list[int], found: Iterable[Connection], connecting: int) -> Missed:
         changes = [now - last for now, last in zip(counters, self._last)]
         self._last = counters
         if not changes or min(changes) < 0:  # the first ones, or of another network namespace

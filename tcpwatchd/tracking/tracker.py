@@ -180,14 +180,6 @@ class Tracker:
         told_since = self._unpaired.is_told_since(flipped, begun or when - HOLD)
         return told_since and self._unpaired.settle(flipped, when)
 
-    def is_here(self, connection: Connection) -> bool:
-        """Whether one end has an address of this machine, of this network namespace as far as it can be told.
-
-        True for all where its addresses are not known.
-        """
-        ends = connection.source, connection.destination
-        return not self.addresses or any(end.address in self.addresses for end in ends)
-
     def _is_known(self, end: End, holds: Holds) -> bool:
         return end in self._awaiting_row or end in self._absent or bool(holds(end))
 

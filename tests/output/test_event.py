@@ -44,7 +44,7 @@ def test_a_connection() -> None:
 
 
 def test_what_it_says_itself_has_a_time_and_counts_in_good_english() -> None:
-    fields = event.connections_missed(1, 2, MOMENT).fields
+    fields = event.connections_missed(1, 2, False, MOMENT).fields
     assert fields["EVENT_CREATED"] == "2021-04-28T13:28:05.123456Z"
     assert fields["MESSAGE"].startswith("1 inbound connection and at most 2 outbound connections ")
     totals = {"reported": 1, "unwritten": 0}
