@@ -119,30 +119,34 @@ class Pipeline:
     def drain(self) -> None:
         """Take out what the trace has, log it, and follow it.
 
-        A failure is reported once, and when it is over. What was not taken out stays in the kernel.
+        A failure is reported once, and when it is over. What was not taken out stays in the kernel; what was,
+        and could not be followed, is counted as lost by the next drain.
         """
         if not self._trace or not self._decoder:
             return
-        drain = self._trace.drain()
+        try:
+            failure = self._follow_trace(self._trace, self._decoder)
+        except Exception as error:  # whatever went wrong, the next drain may go right
+            failure, self._drained_whole = error, False
+        if failure and not self._drain_failing:
+            self.report(event.trace_failed(describe(failure), now()))
+        elif self._drain_failing and not failure:
+            self.report(event.trace_recovered(now()))
+        self._drain_failing = failure is not None
+
+    def _follow_trace(self, trace: Trace, decoder: Decoder) -> Exception | None:
+        """Returns why a part of it could not be read."""
+        drain = trace.drain()
         self._recovery.log_drain(drain)
-        transitions, lost = self._decoder.decode(drain)
+        transitions, lost = decoder.decode(drain)
         self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole)
         self._drained_whole = drain.whole
         self._totals["records_lost"] += lost
         self._lost_unreported += lost
         if time.monotonic() >= self._report_lost_at:
             self._report_lost()
-        self.note_drain(drain.failure)
         self._take_released(boot_ns())
-
-    def note_drain(self, failure: Exception | None) -> None:
-        """Report a drain that failed, and one that does no longer."""
-        if failure and not self._drain_failing:
-            self.report(event.trace_failed(describe(failure), now()))
-        elif self._drain_failing and not failure:
-            self.report(event.trace_recovered(now()))
-        self._drain_failing = failure is not None
-        self._drained_whole &= not failure
+        return drain.failure
 
     def check_trace(self) -> None:
         """See whether the instance is still what it was set up to be, and repair it where that may be done.

@@ -181,10 +181,7 @@ class Watch:
         if moment >= self._check_trace_at:
             self._check_trace_at = moment + CHECK_TRACE_EVERY
             self._pipeline.check_trace()
-        try:
-            self._pipeline.drain()
-        except Exception as error:  # whatever went wrong, the next drain may go right
-            self._pipeline.note_drain(error)
+        self._pipeline.drain()
 
     def _find_deadline(self) -> float:
         """When there is something to do even if nothing comes, in seconds of CLOCK_MONOTONIC."""
