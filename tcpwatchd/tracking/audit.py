@@ -91,9 +91,12 @@ class Audit:
 
     def _confirm(self, missed: Missed) -> Missed:
         """Only what came in is exact enough to contradict the trace, which tells of other networks too."""
-        confirmed = min(self._suspected, missed.inbound)
-        self._suspected = self._inbound = missed.inbound - confirmed
-        self._outbound = 0
+        # Counted just before, and told just after.
+        just_found = sum(connection.direction != "egress" for connection in self._found_later)
+        suspected = max(0, missed.inbound - just_found)
+        confirmed = min(self._suspected, suspected)
+        self._suspected = suspected - confirmed
+        self._inbound, self._outbound = missed.inbound - confirmed, 0
         return Missed(confirmed, 0)
 
     def _compare(self, counters: list[int], found: Iterable[Connection], connecting: int) -> Missed:
