@@ -16,6 +16,7 @@ from tests.holder import Traffic
 from tests.namespace import Namespace, run, wait_until
 from tests.system.container import Container, copy_source
 from tests.system.packages import STUBS, Workshop
+from tests.system.service import entries
 
 PROJECT = Path(__file__).parents[1]
 HOST, PEER = "10.77.0.1", "10.77.0.2"
@@ -154,10 +155,7 @@ def check_all_reading(container: Container, peer: Namespace) -> None:
     ours = Traffic(container.leader, "each", PEER)
     truth = ours.truth()
     container.run("systemctl", "restart", "tcpwatchd")
-    wait_until(
-        lambda: f"; {len(truth)} connections" in container.show("tcpwatchd", "StatusText"), 20, "reports"
-    )
-    container.run("journalctl", "--sync")
+    wait_until(lambda: len(entries(container, event.CONNECTION_OPENED)) >= len(truth), 20, "reports")
     check_reading(container, read_blocks("Read")[0])
     check_reading(container, MAN_EXAMPLES)
     ours.end()

@@ -50,6 +50,9 @@ class Load:
         server.end()
         counts = [sum(ends.values()) for ends in (truth, truth - found, found - truth)]
         print("opened {}, missing {}, written again {}".format(*counts))
+        if found != truth:
+            units = ("-u", "tcpwatchd", "-u", "tcpwatchd-trace", "-p", "notice", "-o", "short-precise")
+            print(self._container.run("journalctl", *units))
         return truth - found, found - truth
 
     def _settled(self) -> bool:

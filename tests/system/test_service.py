@@ -128,10 +128,11 @@ def test_the_unit_is_sound_and_little_exposed(container: Container) -> None:
 def test_status_is_ascii_and_counts(service: Container) -> None:
     """Also what was written after the last poll."""
     configure(service, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 3600")
+    service.run("systemctl", "stop", "tcpwatchd")
+    before = len(entries(service, event.CONNECTION_OPENED))
     kept = Traffic(service.leader, "many", "3")
     kept.truth()
-    before = len(entries(service, event.CONNECTION_OPENED))
-    service.run("systemctl", "restart", "tcpwatchd")
+    service.run("systemctl", "start", "tcpwatchd")
     wait_until(lambda: len(entries(service, event.CONNECTION_OPENED)) == before + 3, 10, "entries")
     expected = (
         "Only polling every 3600 s; 3 connections reported since the start, 0 inbound and at most 0 outbound "
