@@ -88,6 +88,7 @@ def test_make_run(arguments: list[str]) -> None:
 
 
 @pytest.mark.container
+@pytest.mark.alone  # its last example mounts tracefs, and has this machine's trace from then on
 def test_install_from_the_source_and_read() -> None:
     with Container("bookworm") as container, Namespace() as peer:
         copy_source(container.root / "src")
@@ -102,6 +103,7 @@ def test_install_from_the_source_and_read() -> None:
 
 
 @pytest.mark.container
+@pytest.mark.alone
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_install_the_package_and_read(suite: str) -> None:
     workshop = Workshop(suite)
