@@ -13,6 +13,7 @@ from tcpwatchd.clock import now
 from tcpwatchd.config import UsageError, parse_arguments
 from tcpwatchd.failure import Failure, describe
 from tcpwatchd.kernel.instance import (
+    BUFFER_KB,
     OWN_INSTANCE,
     PAGE_KB,
     TOTAL_KB,
@@ -25,7 +26,7 @@ from tcpwatchd.kernel.instance import (
     set_up,
 )
 from tcpwatchd.kernel.trace import Trace
-from tcpwatchd.output.event import ERROR, WARNING, watch_failed
+from tcpwatchd.output.event import ERROR, WARNING, count, watch_failed
 from tcpwatchd.output.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.service.notify import open_notifier
@@ -83,12 +84,14 @@ def set_up_for_service(name: str, buffer_kb: int | None) -> None:
     if fault:
         print_error(f"{fault}: set up anew, connections before now may be missing", WARNING)
     used = read_buffer_size(path)
-    if buffer_kb and used and used + PAGE_KB < buffer_kb:
+    if buffer_kb and used and used + PAGE_KB < buffer_kb > BUFFER_KB:
         print_error(f"--trace-buffer {buffer_kb}: all CPUs share {TOTAL_KB} KiB, {used} a CPU", WARNING)
 
 
 def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack) -> bool:
     """Whether it was SIGHUP that ended it."""
+    if settings.once and settings.trace == "require":
+        raise UsageError("--trace require: not with --once, which never traces")
     notifier = open_notifier(os.environ)
     store = Store(None if settings.once else find_runtime_directory(os.environ))
     trace, no_trace_reason = None, None
@@ -105,7 +108,7 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
         watch.run_once() if settings.once else watch.run()
     finally:
         if watch.lost_at_end:
-            print_error(f"{watch.lost_at_end} connections were found and not written")
+            print_error(f"{count(watch.lost_at_end, 'connection')} found and not written")
     return watch.hung_up
 
 
@@ -175,12 +178,13 @@ def report_fault(error: Exception, sink: Sink | None) -> None:
 
 
 def print_error(text: str, priority: str = ERROR) -> None:
-    """On stderr, if anybody reads it; with its priority if that is the journal (sd-daemon(3))."""
+    """One line on stderr, if anybody reads it; with its priority if that is the journal (sd-daemon(3))."""
     prefix = f"<{priority}>" if is_journal(STDERR) else ""
     with contextlib.suppress(OSError):  # closed: there is nowhere left to tell it
         stream = Stream(STDERR)
         if stream.is_ready():
-            stream.write(f"{prefix}tcpwatchd: {text}")
+            line = text.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+            stream.write(f"{prefix}tcpwatchd: {line}")
 
 
 def choose_output(output: str) -> str:

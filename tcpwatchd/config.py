@@ -120,6 +120,6 @@ def parse_instance(text: str) -> str:
 
 def parse_buffer(text: str) -> int:
     smallest, largest = BUFFER_RANGE
-    if not text.isdecimal() or not smallest <= int(text) <= largest:
+    if not re.fullmatch("[0-9]{1,9}", text) or not smallest <= int(text) <= largest:
         raise argparse.ArgumentTypeError(f"not a number of KiB from {smallest} to {largest}: {text!r}")
     return int(text)

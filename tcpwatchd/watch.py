@@ -138,13 +138,18 @@ class Watch:
             raise
 
     def _send(self) -> None:
-        """Write a batch; the status follows when all is written, but not at once again."""
+        """Write a batch; the status follows when no more can be written, but not at once again."""
         if self._outbox.waiting:
             with self._counting_lost():
                 self._pipeline.send()
             self._status_behind = True
-        if self._status_behind and not self._outbox.waiting and time.monotonic() >= self._status_at:
+        if self._status_behind and self._status_settled and time.monotonic() >= self._status_at:
             self._notify_status()
+
+    @property
+    def _status_settled(self) -> bool:
+        """Whether there is nothing to write, or nobody takes it."""
+        return not self._outbox.waiting or self._outbox.stuck
 
     def _is_poll_due(self) -> bool:
         return time.monotonic() >= self._find_next_poll() and not self._outbox.full
@@ -187,7 +192,7 @@ class Watch:
         """When there is something to do even if nothing comes, in seconds of CLOCK_MONOTONIC."""
         moment = time.monotonic()
         deadlines = [self._notifier.feed_at]
-        if self._status_behind and self._notifier.supervised and not self._outbox.waiting:
+        if self._status_behind and self._notifier.supervised and self._status_settled:
             deadlines.append(self._status_at)
         if self._outbox.waiting:
             deadlines.append(moment + RETRY if self._outbox.stuck else moment)
@@ -255,18 +260,23 @@ class Watch:
         polling = "Only polling" if self._no_trace_reason else "Polling"
         source = f"{'Trace, and polling' if self._trace else polling} every {self._interval:g} s"
         missed = f"{totals['missed_trace']} missed by the trace"
+        if totals["missed_inbound"]:
+            missed += f", at least {totals['missed_inbound']} by polls too"
+        if totals["records_lost"]:
+            missed += f", {event.count(totals['records_lost'], 'record')} lost"
         if not self._trace:
             inbound, outbound = totals["missed_inbound"], totals["missed_outbound"]
             missed = f"{inbound} inbound and at most {outbound} outbound missed"
         reported = event.count(totals["reported"], "connection")
-        counts = f"{reported} reported since the start, {missed}; {self._pipeline.open} sockets open here"
+        here = event.count(self._pipeline.open, "open socket")
+        counts = f"{reported} reported since the start, {missed}; {here} here"
         trouble = ""
         if self._failed_polls_in_a_row:
             trouble += f"; {event.count(self._failed_polls_in_a_row, 'poll')} failed since the last good one"
         if self._pipeline.trace_in_trouble:
             trouble += "; the trace cannot be used now"
         if self._outbox.stuck:
-            trouble += f"; {len(self._outbox.waiting)} entries wait to be written"
+            trouble += f"; waiting to be written: {len(self._outbox.waiting)}"
         return f"{source}; {counts}{trouble}"
 
 

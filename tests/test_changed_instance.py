@@ -55,6 +55,7 @@ VALUES = ("1", "0", "4", "", "function", "local", "sched", "traceoff", "sport==1
 ELSEWHERE = ("events/", "per_cpu/", "options/")
 """Folders of which only a few files matter here."""
 TOLD = (
+    event.CONNECTIONS_UNTOLD,
     event.TRACE_CHANGED,
     event.TRACE_GAP,
     event.TRACE_FAILED,

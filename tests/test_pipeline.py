@@ -119,18 +119,18 @@ def test_records_that_somebody_else_took_are_missed_by_the_kernels_counters(watc
     """Told when the next poll finds them missing too: a record can come a moment after its count."""
     write_counters(watched.net, inbound=40)
     watched.poll()
-    assert watched.count(event.CONNECTIONS_MISSED) == 0
+    assert watched.count(event.CONNECTIONS_UNTOLD) == 0
     watched.tell(END)
     watched.drain()
     watched.poll()
     assert watched.pipeline.totals["missed_inbound"] == 39
     watched.poll()
-    assert watched.count(event.CONNECTIONS_MISSED) == 1
+    assert watched.count(event.CONNECTIONS_UNTOLD) == 1
     write_counters(watched.net, inbound=41)
     watched.tell(OTHER)
     watched.poll()
     watched.poll()
-    assert watched.count(event.CONNECTIONS_MISSED) == 1
+    assert watched.count(event.CONNECTIONS_UNTOLD) == 1
 
 
 def test_a_poll_that_fails_does_not_forget_that_the_trace_was_not_sound(watched: Watched) -> None:

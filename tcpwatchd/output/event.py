@@ -37,6 +37,7 @@ TRACE_FAILED = "1fe90731c0b14de9810cd0dd1ebbc1c4"
 TRACE_CHANGED = "8f0556848a0c42579e845ed3f138217a"
 TRACE_RECOVERED = "2630a250e8a3444ea795209e27ca023b"
 CONNECTIONS_MISSED = "bd93be3c6e4948478207fa1a3ae28355"
+CONNECTIONS_UNTOLD = "d18a271dbb814fcaa6b006e43647abde"
 COUNTERS_FAILED = "54f14b4d16674f6cbb66e5ff871af92a"
 COUNTERS_RECOVERED = "90460b6920ec45918312c073186afd75"
 
@@ -158,14 +159,17 @@ def counters_recovered(now: int) -> Event:
     return _own(now, COUNTERS_RECOVERED, NOTICE, message)
 
 
-def connections_missed(inbound: int, outbound: int, traced: bool, now: int) -> Event:
-    """By polls, or although there is a trace: of those only the inbound ones are known."""
+def connections_untold(inbound: int, now: int) -> Event:
+    """Although there is a trace; how many opened outbound is not known exactly enough then."""
     message = f"{count(inbound, 'inbound connection')} opened of which neither the trace nor a poll told"
-    if not traced:
-        short = f"{count(inbound, 'inbound connection')} and at most {count(outbound, 'outbound connection')}"
-        message = f"{short} opened and closed between two polls, and were not reported"
+    return _own(now, CONNECTIONS_UNTOLD, WARNING, message, TCPWATCHD_MISSED_INBOUND=str(inbound))
+
+
+def connections_missed(inbound: int, outbound: int, now: int) -> Event:
+    short = f"{count(inbound, 'inbound connection')} and at most {count(outbound, 'outbound connection')}"
+    message = f"{short} opened and closed between two polls, and were not reported"
     fields = {"TCPWATCHD_MISSED_INBOUND": str(inbound), "TCPWATCHD_MISSED_OUTBOUND": str(outbound)}
-    return _own(now, CONNECTIONS_MISSED, WARNING if traced else NOTICE, message, **fields)
+    return _own(now, CONNECTIONS_MISSED, NOTICE, message, **fields)
 
 
 def poll_failed(reason: str, now: int) -> Event:

@@ -211,4 +211,6 @@ def _restore_connection(words: str) -> Connection:
     if direction not in ("ingress", "egress", "internal") or detected_by not in ("trace", "poll", "startup"):
         raise ValueError(direction, detected_by)
     ends = _restore_endpoint(source), _restore_endpoint(destination)
-    return Connection(*ends, direction, TcpState(int(state)), detected_by, int(time), guessed == ["1"])
+    # An older version did not say whether it had guessed.
+    is_guess = guessed == ["1"] if guessed else detected_by != "trace"
+    return Connection(*ends, direction, TcpState(int(state)), detected_by, int(time), is_guess)

@@ -213,14 +213,14 @@ class Comparison:
     def _describe(self, row: Row, flipped: End, detected_by: Detection) -> Connection:
         local, remote = row.end
         accepted = self._accepts(row)
-        # What opened since the last poll and was accepted here has its listener in that poll or in this one.
-        guessed = detected_by == "startup" and not accepted
+        # No row shows which end opened; a program can also open connections from the port it listens at.
+        guessed = not accepted or (row.inode != 0 and remote.port < min(EPHEMERAL, local.port))
         internal = is_local(row.end, self._addresses) or flipped in self._known or flipped in self._shown
         if internal:
             other = self._shown.get(flipped, Row(flipped, row.state, inode=-1))
             opened = self._accepts(other)
             guessed = accepted == opened and row.end != flipped
-        if guessed:
+        if guessed and not accepted and (internal or detected_by == "startup"):
             accepted = self._guess_accepted(row.end, internal)
         source, destination = (remote, local) if accepted else (local, remote)
         direction: Direction = "internal" if internal else "ingress" if accepted else "egress"
@@ -232,10 +232,11 @@ class Comparison:
 
         Those that are opened can share a port too, but go to ports of servers.
         """
+        local, remote = (endpoint.port for endpoint in end)
         here, there = (max(1, self._connections[endpoint]) for endpoint in end)
-        if not internal:
-            return here > 1 and end.remote.port >= EPHEMERAL
-        return end.local.port < end.remote.port if here == there else here > there
+        if internal:
+            return local < remote if here == there else here > there
+        return local < EPHEMERAL <= remote or (here > 1 and remote >= min(EPHEMERAL, local))
 
     @cached_property
     def _connections(self) -> Counter[Endpoint]:

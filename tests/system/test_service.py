@@ -87,7 +87,7 @@ def check_entry(entry: dict[str, Any], expected: dict[str, str]) -> None:
         "NETWORK_TRANSPORT": "tcp",
         "TCPWATCHD_DETECTED_BY": "poll",
         "TCPWATCHD_TCP_STATE": "ESTABLISHED",
-        "TCPWATCHD_DIRECTION": "known",
+        "TCPWATCHD_DIRECTION": "guessed" if expected["NETWORK_DIRECTION"] == "egress" else "known",
         "_CAP_EFFECTIVE": "0",
         "_SYSTEMD_UNIT": "tcpwatchd.service",
     }

@@ -136,7 +136,7 @@ def test_an_accepted_session_whose_listener_closed_at_once(polls: Polls) -> None
 
 
 def test_a_direction_is_known_or_says_that_it_is_guessed(tmp_path: Path) -> None:
-    """What opens between two polls has its listener in one of them; before the watch, who knows."""
+    """Only an end that accepted shows itself."""
     polls = Polls(tmp_path, started=False)
     opened = "10.0.0.5:5000 192.0.2.1:443 ESTABLISHED 9"
     accepted = f"{SERVER} {CLIENT} ESTABLISHED 8"
@@ -147,7 +147,10 @@ def test_a_direction_is_known_or_says_that_it_is_guessed(tmp_path: Path) -> None
     assert polls.guessed == {True}
     polls.see()
     assert polls.see(opened.replace("5000", "5001")) == ["10.0.0.5:5001 -> 192.0.2.1:443 egress"]
-    assert polls.guessed == {False}
+    assert polls.guessed == {True}, "its listener can have come and gone"
+    dialled = "10.0.0.5:4001 192.0.2.1:443 ESTABLISHED 9"
+    assert polls.see("0.0.0.0:4001 0.0.0.0:0 LISTEN 1", dialled) == ["192.0.2.1:443 -> 10.0.0.5:4001 ingress"]
+    assert polls.guessed == {True}, "from the port that it listens at"
     assert polls.see("127.0.0.1:4000 127.0.0.1:80 ESTABLISHED 7") == [
         "127.0.0.1:4000 -> 127.0.0.1:80 internal"
     ]
@@ -162,6 +165,10 @@ def test_several_connections_of_a_port_are_guessed_to_be_a_servers(tmp_path: Pat
     found = polls.see(*(f"10.0.0.5:50000 {client} ESTABLISHED 9" for client in clients))
     assert found == [f"{client} -> 10.0.0.5:50000 ingress" for client in clients]
     assert polls.guessed == {True}
+    polls = Polls(tmp_path, started=False)
+    assert polls.see("10.0.0.5:22 192.0.2.1:50022 ESTABLISHED 9") == [
+        "192.0.2.1:50022 -> 10.0.0.5:22 ingress"
+    ]
     inside = [f"127.0.0.1:{port}" for port in (40000, 40001, 40002)]
     rows = [f"127.0.0.1:50000 {client} ESTABLISHED 9" for client in inside]
     rows += [f"{client} 127.0.0.1:50000 ESTABLISHED 8" for client in inside]
