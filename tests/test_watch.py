@@ -389,3 +389,19 @@ def settled(count: object) -> bool:
     before = count()
     time.sleep(0.1)
     return bool(count() == before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--\udcff"], "unrecognized arguments: --"),
+        (["x\n<0>tcpwatchd: forged"], "unrecognized arguments: x\\n<0>tcpwatchd: forged"),
+        (["--trace-buffer", "9" * 5000], "argument --trace-buffer: not a number of KiB from 16 to 16384"),
+        (["--once", "--trace", "require"], "--trace require: not with --once"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], words: str) -> None:
+    result = run_program(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"tcpwatchd: {words}")
+    assert result.stderr.count("\n") == 1
