@@ -66,7 +66,7 @@ def test_journald_stands_still(suite: str, tmp_path: Path) -> None:
     print(results)
     everything = {"opened": MANY, "reported": MANY, "same": True, "by": ["trace"]}
     assert results["same process"]
-    assert "entries wait to be written" in results["status"]
+    assert "; waiting to be written: " in results["status"]
     assert results["it goes on"] == everything
     assert results["seconds to stop"] < 2
     assert results["result"] == "success"
