@@ -79,7 +79,7 @@ def test_a_stuck_reader_does_not_keep_it_from_stopping(proc: Path, tmp_path: Pat
         unwritten = MANY - written
         assert 0 < unwritten < MANY
         if not runtime:
-            assert err.decode() == f"tcpwatchd: {unwritten} connections were found and not written\n"
+            assert err.decode() == f"tcpwatchd: {unwritten} connections found and not written\n"
     again = Daemon(*FAST, prefix=with_proc(proc), env=environment)
     found = read_until(again, event.WATCH_STARTED)
     assert err == b""

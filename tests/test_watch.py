@@ -179,7 +179,7 @@ def test_an_unwritable_output_is_a_fault(proc: Path, output: str) -> None:
                              stderr=subprocess.PIPE)  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.splitlines()[-2:] == [
-        "tcpwatchd: 1 connections were found and not written",
+        "tcpwatchd: 1 connection found and not written",
         "tcpwatchd: standard output: No space left on device",
     ]
     assert "Traceback" not in result.stderr
@@ -203,7 +203,7 @@ def test_a_full_disk_names_the_file_and_what_was_not_written(
     assert result.returncode == 1
     assert 0 < written < 200
     assert result.stderr.splitlines()[-2:] == [
-        f"tcpwatchd: {200 - written} connections were found and not written",
+        f"tcpwatchd: {200 - written} connections found and not written",
         f"tcpwatchd: {tmp_path}/out: No space left on device",
     ]
     holder.end()

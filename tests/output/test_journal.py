@@ -148,7 +148,7 @@ def test_once_gives_up_and_says_what_it_could_not_write(folder: Path, harm: str)
     written = SHORT_QUEUE + 1 if harm == "stands still" else 0
     unwritten = SHORT_QUEUE * 3 - 1 - written
     assert result.stderr.splitlines() == [
-        f"tcpwatchd: {unwritten} connections were found and not written",
+        f"tcpwatchd: {unwritten} connections found and not written",
         "tcpwatchd: nothing was taken for 10 s",
     ]
     assert time.monotonic() - began > 9
