@@ -234,7 +234,7 @@ def test_what_cannot_be_kept_is_told_once_and_so_is_that_it_is_kept_again(proc: 
         assert told["ERROR_MESSAGE"] == f"{narrow}/baseline.new: No space left on device"
         assert "cannot be used" not in told["MESSAGE"]
         time.sleep(1)
-        assert len(list(opened.iterdir())) <= before
+        wait_until(lambda: len(list(opened.iterdir())) <= before, 5, "nothing stays open")
         show(proc)
         assert read_event(daemon)["MESSAGE_ID"] == event.KEEPING_RECOVERED
     assert len(list(narrow.iterdir())) == 2
