@@ -166,8 +166,12 @@ class Machine:
         written: Counter[Ends] = Counter()
         for _, fields in self.reader.events:
             if fields["MESSAGE_ID"] == event.CONNECTION_OPENED:
-                source = fields["SOURCE_IP"], fields["SOURCE_PORT"]
-                written[source, (fields["DESTINATION_IP"], fields["DESTINATION_PORT"])] += 1
+                source, destination = (
+                    (fields[f"{end}_IP"], fields[f"{end}_PORT"]) for end in ("SOURCE", "DESTINATION")
+                )
+                # Where a poll could only guess, it can be the other way round.
+                turned = fields["TCPWATCHD_DIRECTION"] == "guessed" and (source, destination) not in truth
+                written[(destination, source) if turned else (source, destination)] += 1
         return truth, written  # type: ignore[return-value]
 
     def count_lost(self) -> int:
