@@ -285,8 +285,10 @@ class Pipeline:
             return
         missed = self._audit.compare(counters, new, snapshot.connecting, traced)
         if any(missed):
-            untold = event.connections_untold(missed.inbound, now())
-            self.report(untold if traced else event.connections_missed(*missed, now()))
+            if traced:
+                self.report(event.connections_untold(missed.inbound, now()))
+            else:
+                self.report(event.connections_missed(*missed, now()))
             self._totals["missed_inbound"] += missed.inbound
             self._totals["missed_outbound"] += missed.outbound
 

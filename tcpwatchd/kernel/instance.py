@@ -34,6 +34,7 @@ OWN_INSTANCE = "tcpwatchd-"
 BUFFER_KB = 512
 """What the buffer of a CPU takes by default."""
 PAGE_KB = 4
+"""What a buffer is made of: the least, and how far the kernel rounds."""
 TOTAL_KB = 16 * 1024
 """The most that the buffers of all CPUs may take."""
 SETTINGS = {
@@ -132,7 +133,7 @@ def write_settings(path: str) -> None:
 def set_buffer_size(path: str, buffer_kb: int) -> None:
     """`buffer_kb` is for one CPU. Raises OSError."""
     cpus = len(read_online_cpus()) or len(list_cpus(path))
-    kilobytes = max(4, min(buffer_kb, TOTAL_KB // cpus))
+    kilobytes = max(PAGE_KB, min(buffer_kb, TOTAL_KB // cpus))
     size = read_buffer_size(path)
     if size is None or abs(size - kilobytes) > PAGE_KB:  # the kernel rounds
         write_file(path, "buffer_size_kb", str(kilobytes))

@@ -115,9 +115,9 @@ class Decoder:
             except (KeyError, struct.error):  # what no kernel writes; the kernel's count tells how many
                 damaged = True
         decoded = len(found) + others
-        changes = [records - self.taken.get(cpu, 0) for cpu, records in drain.taken.items()]
-        taken = sum(changes)
-        self.counted_anew |= min(changes, default=0) < 0 or taken < decoded
+        self.compare(drain.taken)
+        taken = sum(records - self.taken.get(cpu, 0) for cpu, records in drain.taken.items())
+        self.counted_anew |= taken < decoded
         self.taken.update(drain.taken)
         found += self.deferred
         found.sort(key=operator.itemgetter(0))
@@ -132,7 +132,7 @@ class Decoder:
         return found[:ready], lost
 
     def compare(self, taken: Mapping[int, int]) -> None:
-        """See whether the kernel counts from 0 again, though no record came since."""
+        """See whether the kernel counts from 0 again."""
         self.counted_anew |= any(records < self.taken.get(cpu, 0) for cpu, records in taken.items())
 
     def start_anew(self, taken: Mapping[int, int]) -> None:

@@ -73,6 +73,7 @@ class Trace:
             with contextlib.suppress(OSError):  # then all that are possible are opened
                 self._online = os.open(ONLINE, os.O_RDONLY | os.O_CLOEXEC)
             self._open_cpus()
+            self._await_all()
             self.taken = self.count_taken()
             """How many records of each possible CPU were taken out before, by whomever."""
         except TraceError:
@@ -97,7 +98,6 @@ class Trace:
             if number in online and number not in self._cpus:
                 self._cpus[number] = _Cpu(os.path.join(self.path, f"per_cpu/cpu{number}"))
         self._online_text = text
-        self._await_all()
 
     def _await_all(self) -> None:
         """Wait for each CPU but those that are offline, which are always reported as failing: it would spin.

@@ -93,7 +93,7 @@ def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
     message = f"Stopped: {count(totals['reported'], 'connection')} reported"
     if totals["unwritten"]:
         message += f", {totals['unwritten']} found but not written yet"
-    fields = {f"TCPWATCHD_{name.upper()}": str(count) for name, count in totals.items()}
+    fields = {f"TCPWATCHD_{name.upper()}": str(total) for name, total in totals.items()}
     return _own(now, WATCH_STOPPED, WARNING if totals["unwritten"] else INFO, message, **fields)
 
 

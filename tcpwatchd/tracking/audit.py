@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from tcpwatchd.tracking.tracker import FOREVER
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tcpwatchd.connection import Connection
 
-FOREVER = 2**63
 COUNTERS = 4
 """PassiveOpens, ActiveOpens, AttemptFails and EmbryonicRsts, always in this order."""
 

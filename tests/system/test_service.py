@@ -185,13 +185,23 @@ def test_a_hangup_is_survived(service: Container) -> None:
     assert service.show("tcpwatchd", "MainPID") == main
 
 
-def test_wrong_usage_is_not_tried_again(service: Container) -> None:
-    configure(service, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --interval never")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--interval never", "tcpwatchd: argument --interval: "),
+        (
+            "--output journal --trace require",
+            "Cannot go on: --trace require: tcpwatchd-trace.service has not",
+        ),
+    ],
+)
+def test_what_is_asked_for_in_vain_is_not_tried_again(service: Container, flags: str, said: str) -> None:
+    configure(service, f"ExecStart=\nExecStart=/usr/bin/tcpwatchd {flags}")
     service.try_run("systemctl", "restart", "tcpwatchd")
     time.sleep(2)
     assert service.show("tcpwatchd", "ActiveState") == "failed"
     assert (service.show("tcpwatchd", "ExecMainStatus"), service.show("tcpwatchd", "NRestarts")) == ("2", "0")
-    assert "tcpwatchd: argument --interval: " in read_errors(service)
+    assert said in read_errors(service)
 
 
 def read_errors(container: Container) -> str:
@@ -207,15 +217,6 @@ def test_a_trace_that_is_not_to_be_had_is_told_once_as_a_warning(service: Contai
     assert told["PRIORITY"] == "4"
     assert "systemctl status tcpwatchd-trace" in told["MESSAGE"]
     assert "has not set the trace up" in service.run("journalctl", "-t", "tcpwatchd", "-p", "warning")
-
-
-def test_a_trace_that_is_required_and_not_to_be_had(service: Container) -> None:
-    configure(service, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --trace require")
-    service.try_run("systemctl", "restart", "tcpwatchd")
-    time.sleep(2)
-    assert service.show("tcpwatchd", "ActiveState") == "failed"
-    assert (service.show("tcpwatchd", "ExecMainStatus"), service.show("tcpwatchd", "NRestarts")) == ("2", "0")
-    assert "Cannot go on: --trace require: tcpwatchd-trace.service has not" in read_errors(service)
 
 
 def test_a_hundred_thousand_in_one_poll(service: Container) -> None:
