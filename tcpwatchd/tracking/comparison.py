@@ -220,7 +220,7 @@ class Comparison:
             other = self._shown.get(flipped, Row(flipped, row.state, inode=-1))
             opened = self._accepts(other)
             guessed = accepted == opened and row.end != flipped
-        if guessed and not accepted and (internal or detected_by == "startup"):
+        if guessed and (internal or (detected_by == "startup" and not accepted)):
             accepted = self._guess_accepted(row.end, internal)
         source, destination = (remote, local) if accepted else (local, remote)
         direction: Direction = "internal" if internal else "ingress" if accepted else "egress"

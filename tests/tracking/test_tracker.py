@@ -207,6 +207,20 @@ def test_a_listener_outweighs_the_lower_port(polls: Polls) -> None:
     assert polls.see(listener, *rows) == ["127.0.0.1:90 -> 127.0.0.1:8080 internal"]
 
 
+def test_where_both_ends_listen_the_lower_port_is_the_destination(polls: Polls) -> None:
+    """Whichever row comes first."""
+    listeners = ("0.0.0.0:80 0.0.0.0:0 LISTEN 1", "0.0.0.0:40000 0.0.0.0:0 LISTEN 2")
+    server, client = (
+        "127.0.0.1:80 127.0.0.1:40000 ESTABLISHED 3",
+        "127.0.0.1:40000 127.0.0.1:80 ESTABLISHED 4",
+    )
+    assert polls.see(*listeners, client, server) == [LOOPBACK]
+    assert polls.guessed == {True}
+    polls.see()
+    polls.see()
+    assert polls.see(*listeners, server, client) == [LOOPBACK]
+
+
 def test_waiting_to_be_accepted_outweighs_the_lower_port(polls: Polls) -> None:
     rows = ["127.0.0.1:90 127.0.0.1:8080 ESTABLISHED 8", "127.0.0.1:8080 127.0.0.1:90 ESTABLISHED 0"]
     assert polls.see(*rows) == ["127.0.0.1:90 -> 127.0.0.1:8080 internal"]
