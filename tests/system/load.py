@@ -42,12 +42,15 @@ class Load:
         server.truth()
         plan = (str(RATE * seconds), str(seconds), "10", str(seconds))
         clients = Traffic(self._client.pid, "client", HOST, HOST6, *plan, script="mixed.py")
-        harm()
-        truth = Counter(tuple(map(str, ends)) for ends in clients.truth())
-        wait_until(lambda: not truth - self._found() or self._settled(), 60, "all written")
-        found = self._found()
-        clients.end()
-        server.end()
+        try:
+            harm()
+            truth = Counter(tuple(map(str, ends)) for ends in clients.truth())
+            wait_until(lambda: not truth - self._found() or self._settled(), 60, "all written")
+            found = self._found()
+        finally:
+            # A test that fails must not leave its ports taken for the next.
+            clients.end()
+            server.end()
         counts = [sum(ends.values()) for ends in (truth, truth - found, found - truth)]
         print("opened {}, missing {}, written again {}".format(*counts))
         if found != truth:

@@ -112,7 +112,7 @@ def test_journald_stands_still(service: Container, client: Namespace) -> None:
         try:
             time.sleep(15)
             assert service.show("tcpwatchd", "MainPID") == main
-            assert "wait to be written" in service.show("tcpwatchd", "StatusText")
+            assert "waiting to be written" in service.show("tcpwatchd", "StatusText")
             began = time.monotonic()
             service.run("systemctl", "restart", "tcpwatchd")
             took.append(time.monotonic() - began)
