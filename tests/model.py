@@ -107,6 +107,8 @@ class Print(NamedTuple):
     link: Link
     state: TcpState
     inode: int
+    unsure: bool = False
+    """Whether it could be the last row of the connection before, read before the other end's row of this one."""
 
 
 def is_successor(before: Print, after: Print) -> bool:
@@ -337,7 +339,9 @@ class Kernel:
         other = self._now.get(flipped) or self._last.get(flipped)
         if before is None or before.link is not link:
             reused = before is not None and not is_successor(before, seen)
-            link.certain |= reused
+            both_here = link.kind.client_here and link.kind.server_here
+            seen = seen._replace(unsure=before is not None and not reused and both_here)
+            link.certain |= reused and not (before and before.unsure)
             link.after_another |= any(p is not None and p.link is not link for p in (before, other))
         link.printed = True
         self._now[end] = seen

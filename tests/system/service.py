@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from tcpwatchd.output import event
+
 if TYPE_CHECKING:
     from tests.system.container import Container
 
@@ -25,3 +27,8 @@ def entries(container: Container, message_id: str, *matches: str) -> list[dict[s
 
 def count_reported(container: Container) -> int:
     return int(container.show("tcpwatchd", "StatusText").split("; ")[1].split()[0])
+
+
+def count_lost(container: Container) -> int:
+    """Records of the kernel's trace that the service said were lost."""
+    return sum(int(e["TCPWATCHD_RECORDS_LOST"]) for e in entries(container, event.RECORDS_LOST))

@@ -13,7 +13,7 @@ from tcpwatchd.output import event
 from tests.namespace import TRACING, Namespace, wait_until
 from tests.system.container import Container, install
 from tests.system.load import PORTS, RATE, Load, join
-from tests.system.service import configure, entries
+from tests.system.service import configure, count_lost, entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +49,6 @@ def service(container: Container) -> Iterator[Container]:
     yield container
     container.run("systemctl", "stop", "tcpwatchd")
     wait_until(lambda: not INSTANCE.exists(), 10, "no instance after stop")
-
-
-def count_lost(container: Container) -> int:
-    return sum(int(e["TCPWATCHD_RECORDS_LOST"]) for e in entries(container, event.RECORDS_LOST))
 
 
 def kill(container: Container, unit: str, name: str) -> None:

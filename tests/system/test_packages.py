@@ -15,7 +15,7 @@ from tests.namespace import TRACING, Namespace, wait_until
 from tests.system.container import PROJECT, Container
 from tests.system.load import PORTS, Load, join
 from tests.system.packages import Workshop
-from tests.system.service import entries
+from tests.system.service import count_lost, entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,8 +99,11 @@ def test_the_life_of_the_deb(workshop: Workshop, packages: tuple[Path, Path]) ->
         check_autopkgtest(machine)
         join(client, machine)
         trace = machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), INSTANCE.stat().st_ino
-        lost = Load(machine, client).run(10, lambda: install(machine, packages[1]))
-        assert lost == (Counter(), Counter())
+        lost = count_lost(machine)
+        missing, again = Load(machine, client).run(10, lambda: install(machine, packages[1]))
+        # The trace hears the whole machine, and what runs beside this test can be too much for its buffers.
+        assert sum(missing.values()) <= count_lost(machine) - lost
+        assert again == Counter()
         assert (
             machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), INSTANCE.stat().st_ino
         ) == trace, "an upgrade leaves the oneshot alone"  # fmt: skip
