@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# The same histories each time, so that a change is judged by what it changes; the long form looks for new ones.
+# The same histories each time, to judge a change by; the long form looks for new ones.
 settings.register_profile(
     "short",
     max_examples=300,
@@ -27,9 +27,7 @@ settings.register_profile(
     derandomize=True,
 )
 settings.register_profile("brief", parent=settings.get_profile("short"), max_examples=50)
-settings.register_profile(
-    "long", parent=settings.get_profile("short"), max_examples=5_000, derandomize=False
-)
+settings.register_profile("long", parent=settings.get_profile("short"), max_examples=5_000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 TOOLS = {

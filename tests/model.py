@@ -108,7 +108,7 @@ class Print(NamedTuple):
     state: TcpState
     inode: int
     unsure: bool = False
-    """Whether it could be the last row of the connection before, read before the other end's row of this one."""
+    """Whether it could be the connection before, read before the other end of this one was."""
 
 
 def is_successor(before: Print, after: Print) -> bool:
