@@ -14,20 +14,18 @@ from tcpwatchd.config import UsageError, parse_arguments
 from tcpwatchd.failure import Failure, describe
 from tcpwatchd.kernel.instance import (
     BUFFER_KB,
-    OWN_INSTANCE,
     PAGE_KB,
     TOTAL_KB,
     TraceError,
-    find_fault,
     open_to_all,
     read_buffer_size,
-    remove,
-    remove_stale,
-    set_up,
 )
+from tcpwatchd.kernel.setup import OWN_INSTANCE, find_fault, remove, remove_stale, set_up
 from tcpwatchd.kernel.trace import Trace
-from tcpwatchd.output.event import ERROR, WARNING, count, watch_failed
+from tcpwatchd.output.event import ERROR, NOTICE, WARNING, count, watch_failed
 from tcpwatchd.output.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
+from tcpwatchd.owners.owners import Owners
+from tcpwatchd.owners.processes import Processes, read_network
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.service.notify import open_notifier
 from tcpwatchd.service.signals import Signals
@@ -79,10 +77,12 @@ def main() -> int:
 def set_up_for_service(name: str, buffer_kb: int | None) -> None:
     """Raises TraceError and OSError."""
     fault = find_fault(name)
-    path = set_up(name, buffer_kb)
+    path, made, no_owners = set_up(name, buffer_kb)
     open_to_all(path)
     if fault:
         print_error(f"{fault}: set up anew, connections before now may be missing", WARNING)
+    if no_owners and made:
+        print_error(f"the kernel does not tell who owns a connection: {no_owners}", NOTICE)
     used = read_buffer_size(path)
     if buffer_kb and used and used + PAGE_KB < buffer_kb > BUFFER_KB:
         print_error(f"--trace-buffer {buffer_kb}: all CPUs share {TOTAL_KB} KiB, {used} a CPU", WARNING)
@@ -102,7 +102,8 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
             if settings.trace == "require":
                 raise UsageError(f"--trace require: {error}") from error
             no_trace_reason = str(error)
-    pipeline = Pipeline(sink, store, trace, notifier.feed_watchdog)
+    owners = Owners(read_network(), Processes(settings.command_lines))
+    pipeline = Pipeline(sink, store, trace, owners, settings.message_owner, notifier.feed_watchdog)
     watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason)
     try:
         watch.run_once() if settings.once else watch.run()
@@ -126,9 +127,10 @@ def open_trace(settings: Settings, supervised: bool, stack: contextlib.ExitStack
     else:
         remove_stale()
         raise_file_limit()
-        path = set_up(settings.trace_instance or f"{OWN_INSTANCE}{os.getpid()}", settings.trace_buffer)
+        name = settings.trace_instance or f"{OWN_INSTANCE}{os.getpid()}"
+        path, _, no_owners = set_up(name, settings.trace_buffer)
         try:
-            trace = Trace(path)
+            trace = Trace(path, no_owners)
         except TraceError:
             remove_if_free(path)
             raise

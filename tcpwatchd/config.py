@@ -25,6 +25,8 @@ class Settings(argparse.Namespace):
     trace_instance: str | None
     trace_buffer: int | None
     trace_setup: bool
+    message_owner: bool
+    command_lines: bool
     once: bool
 
 
@@ -84,10 +86,24 @@ def make_parser() -> argparse.ArgumentParser:
         type=parse_buffer,
         help="memory a CPU for the trace in KiB, 16 to 16384 (default: 512)",
     )
+    add_owner_flags(parser)
     parser.add_argument("--trace-setup", action="store_true", help="make the service's instance, and exit")
     parser.add_argument("--once", action="store_true", help="report what is open now, and exit")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
+
+
+def add_owner_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--message-owner",
+        action="store_true",
+        help="end each message with who owns the connection, for people who read along",
+    )
+    parser.add_argument(
+        "--command-lines",
+        action="store_true",
+        help="report the command line of who connects too, which may hold secrets",
+    )
 
 
 def parse_interval(text: str) -> float:

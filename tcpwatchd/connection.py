@@ -108,6 +108,8 @@ class Row(NamedTuple):
     end: End
     state: TcpState
     inode: int
+    user: int = 0
+    """The number of the socket's user; means nothing where the inode is 0."""
 
 
 class Snapshot(NamedTuple):
@@ -130,11 +132,14 @@ class Snapshot(NamedTuple):
 
 
 class Formats(NamedTuple):
-    """What the kernel says of a page, of the head of an entry, and of the event's record, as it prints it."""
+    """What the kernel says of a page, of the head of an entry, and of events' records, as it prints it."""
 
     page: str
     entry: str
     record: str
+    """Of a transition."""
+    group: str = ""
+    """Of a control group that is made; empty where that is not traced."""
 
 
 class Drain(NamedTuple):
@@ -154,11 +159,32 @@ class Drain(NamedTuple):
     """Whether nothing older than its beginning can come later."""
 
 
+class Socket(NamedTuple):
+    """What the kernel keeps with a socket; an accepted one has it of the one that listened."""
+
+    user: int
+    """The user's number, of the initial user namespace."""
+    group: int
+    """The number of its control group, which no other ever has; 0 where it is not known."""
+    network: int
+    """The inode of its network namespace; 0 of a row, which is of the one that is polled."""
+
+
+class Caller(NamedTuple):
+    """The thread that asked for a connection, or to listen, and when: nanoseconds of CLOCK_BOOTTIME."""
+
+    time: int
+    thread: int
+    """Its number in the initial PID namespace; 0 where it is not known."""
+    name: bytes | None
+    """As it was then; None where it is not known."""
+
+
 class Transition(NamedTuple):
     """One change of a socket's state. Time is in nanoseconds of CLOCK_BOOTTIME.
 
-    `skaddr` names the socket for its life. The local port is 0 at →SYN_SENT. `pid` is a thread's, right for
-    →SYN_SENT and →LISTEN and meaningless for →ESTABLISHED.
+    `skaddr` names the socket for its life. The local port is 0 at →SYN_SENT. `thread` and `name` are as in
+    `Caller`, of whoever made the transition: right for →SYN_SENT and →LISTEN, and meaningless for others.
     """
 
     time: int
@@ -166,7 +192,61 @@ class Transition(NamedTuple):
     old: TcpState
     new: TcpState
     end: End
-    pid: int
+    thread: int
+    name: bytes | None = None
+    socket: Socket | None = None
+    """None where the kernel's record does not have it."""
+
+
+class ControlGroup(NamedTuple):
+    """A control group that was made: its number, and its path from the root of the hierarchy."""
+
+    number: int
+    path: bytes
+
+
+class Listener(NamedTuple):
+    """A socket that listens, as its record told, and the thread that had it listen."""
+
+    endpoint: Endpoint
+    socket: Socket
+    time: int
+    """Nanoseconds of CLOCK_BOOTTIME."""
+    thread: int
+    started: int
+    """When the thread was started, likewise; -1 of one that was gone before it could be asked."""
+
+
+class OwnersKnown(NamedTuple):
+    """What is remembered of owners."""
+
+    groups: dict[int, bytes]
+    """The paths of control groups that the kernel told of, by their numbers."""
+    listeners: dict[int, Listener]
+    """By the socket's address (skaddr)."""
+
+
+class Owner(NamedTuple):
+    """Who has an end of a connection. What is not known is None; text is safe to print."""
+
+    user: int | None = None
+    user_name: str | None = None
+    unit: str | None = None
+    """The systemd unit of this machine."""
+    user_unit: str | None = None
+    """The unit of the user's own systemd, inside the unit user@UID.service."""
+    container: str | None = None
+    process: int | None = None
+    """Numbers of the initial PID namespace. Of a process that had gone only its thread may be known."""
+    thread: int | None = None
+    name: str | None = None
+    executable: str | None = None
+    command_line: str | None = None
+    network: int | None = None
+    """The inode of its network namespace, where it is not the one that is polled."""
+
+
+NOBODY = Owner()
 
 
 class Connection(NamedTuple):
@@ -182,6 +262,14 @@ class Connection(NamedTuple):
     """When it opened, or when the poll saw it: nanoseconds of CLOCK_BOOTTIME."""
     guessed: bool = False
     """Whether nothing shows which end opened it: source and destination may be the other way round."""
+    opener: Socket | None = None
+    acceptor: Socket | None = None
+    caller: Caller | None = None
+    """What is known of its ends that are here, until their owners are looked for."""
+    owner: Owner = NOBODY
+    """Of the end that is here; of two, the one that opened it."""
+    listener: Owner = NOBODY
+    """Of the end that accepted it, where both are here."""
 
 
 class Written(NamedTuple):
@@ -214,8 +302,8 @@ class Known(NamedTuple):
     """
     unpaired: dict[End, tuple[int, int]]
     """Ends whose other end is not known of yet: how many times, and until when it is waited for."""
-    handshakes: dict[int, tuple[Endpoint, int]]
-    """The socket's address (skaddr) of each handshake begun here; where it goes, and since when."""
+    handshakes: dict[int, tuple[Endpoint, Caller]]
+    """The socket's address (skaddr) of each handshake begun here; where it goes, and who began it."""
     reports: list[tuple[Connection, bool]]
     """Connections to be reported, and whether each is held for its other end."""
     older_prints: frozenset[Row] = frozenset()

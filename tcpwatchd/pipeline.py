@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
+    from tcpwatchd.owners.owners import Owners
     from tcpwatchd.state.store import Store
 
 LOSS_PAUSE = 1.0
@@ -46,6 +47,8 @@ class Pipeline:
         sink: Sink,
         store: Store,
         trace: Trace | None,
+        owners: Owners,
+        message_owner: bool = False,
         feed_watchdog: Callable[[], None] = lambda: None,
         root: str = "/proc/self/net",
     ) -> None:
@@ -55,12 +58,13 @@ class Pipeline:
         self._trace = trace
         self._decoder = Decoder(trace.formats, trace.taken) if trace else None
         self._tables = Tables(root)
-        self._tracker = Tracker()
+        self._owners = owners
+        self._tracker = Tracker(owners.network)
         self._tracker.addresses = read_addresses(root)
         self._audit = Audit()
-        self.outbox = Outbox(sink)
+        self.outbox = Outbox(sink, message_owner=message_owner)
         """What waits to be written."""
-        stages = Stages(self._tables, self._tracker, self._audit, self.outbox, trace, self._decoder)
+        stages = Stages(self._tables, self._tracker, self._audit, owners, self.outbox, trace, self._decoder)
         self._recovery = Recovery(store, stages)
         self._counted_until = FOREVER
         """Until when the counters tell that are compared next, nanoseconds of CLOCK_BOOTTIME."""
@@ -107,8 +111,9 @@ class Pipeline:
         records_may_follow = self._trace is not None and not (self._drained_whole and trace_sound)
         new = self._tracker.find_new(snapshot, unchanged, records_may_follow)
         self._tables.keep()
+        self._owners.compare_listeners(self._tracker.listeners, snapshot.started)
         self._feed_watchdog()
-        self.outbox.add(new)
+        self.outbox.add(map(self._owners.name, new))
         self._count_missed(counters, snapshot, new, trace_sound)
         self._report_malformed(snapshot.malformed)
         self._report_lost()
@@ -139,6 +144,7 @@ class Pipeline:
         drain = trace.drain()
         self._recovery.log_drain(drain)
         transitions, lost = decoder.decode(drain)
+        self._owners.follow(decoder.take_groups(), transitions, lost > 0)
         self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole)
         self._drained_whole = drain.whole
         self._totals["records_lost"] += lost
@@ -203,7 +209,7 @@ class Pipeline:
     def _take_released(self, until: int) -> None:
         released = self._tracker.release(until)
         self._audit.add_found(released, self._counted_until)
-        self.outbox.add(released)
+        self.outbox.add(map(self._owners.name, released))
 
     def _read_counters(self) -> list[int] | None:
         """None where they are not to be had, which is reported once, and when it is over."""

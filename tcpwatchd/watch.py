@@ -90,7 +90,9 @@ class Watch:
         self._pipeline.resume()
         self._pipeline.report(event.watch_started(__version__, self._interval, self._pipeline.ipv6, now()))
         if self._trace:
-            self._pipeline.report(event.trace_used(self._trace.path, self._trace.buffer_kb, now()))
+            trace = self._trace
+            used = event.trace_used(trace.path, trace.buffer_kb, trace.tells_owners, trace.no_owners, now())
+            self._pipeline.report(used)
         elif self._no_trace_reason:
             self._pipeline.report(event.trace_unavailable(self._no_trace_reason, now()))
         self._pipeline.poll()

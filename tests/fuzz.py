@@ -70,8 +70,8 @@ def fuzz_page(text: bytes) -> None:
     except struct.error:
         return
     try:
-        transitions, others = pages.decode_page(raw, decoder.layout)
-        assert len(transitions) + others <= SIZE // 4
+        page = pages.decode_page(raw, decoder.layout)
+        assert len(page.transitions) + page.others <= SIZE // 4
     except (KeyError, struct.error):
         found, lost = decoder.decode(Drain(2**64, [trimmed], 0, {0: 5}))
         assert (found, lost) == ([], 5)

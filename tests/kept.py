@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from tcpwatchd.connection import NOTHING_KNOWN, Connection, End, Endpoint, Known, Row, TcpState, Transition
+from tcpwatchd.connection import (
+    NOTHING_KNOWN,
+    Caller,
+    Connection,
+    End,
+    Endpoint,
+    Known,
+    Listener,
+    Owner,
+    OwnersKnown,
+    Row,
+    Socket,
+    TcpState,
+    Transition,
+)
 from tcpwatchd.output.event import Event, poll_failed
 from tcpwatchd.state.baseline import Baseline
 
@@ -11,6 +25,9 @@ HERE, THERE = Endpoint(b"\x0a\0\0\5\0\x50"), Endpoint(b"\xc0\0\2\x38\x17\x55")
 HERE6, THERE6 = (Endpoint(bytes(15) + last + b"\0\x50") for last in (b"\1", b"\2"))
 END, END6 = End(HERE, THERE), End(HERE6, THERE6)
 CONNECTION = Connection(THERE, HERE, "ingress", TcpState.ESTABLISHED, "trace", 5)
+SOCKET = Socket(1000, 2**33, 4026531840)
+OWNED = CONNECTION._replace(opener=SOCKET, acceptor=SOCKET, caller=Caller(4, 77, b"\xff\n"))
+OWNER = Owner(1000, "alice", "user@1000.service", "a.service", "box", 4242, None, "x\\n1", "/bin/x", None, 4)
 
 
 def make_baseline(known: Known = NOTHING_KNOWN, blocks: list[list[set[bytes]]] = NO_TABLES) -> Baseline:
@@ -26,15 +43,20 @@ def make_full() -> Baseline:
         {END: (7, 2)},
         {END: None, END6: Row(END6, TcpState.TIME_WAIT, 0)},
         {END: (2, 9)},
-        {0xFFFF888100000000: (THERE, 6)},
-        [(CONNECTION, True)],
-        frozenset({Row(END, TcpState.ESTABLISHED, 0)}),
+        {0xFFFF888100000000: (THERE, Caller(6, 77, b"x\n1 sshd")), 5: (HERE, Caller(7, 0, None))},
+        [(CONNECTION, True), (OWNED, False)],
+        frozenset({Row(END, TcpState.ESTABLISHED, 0, 1000)}),
         {END: 11, END.flipped: 11},
     )
     deferred = [
         Transition(8, 0xFFFF888100000000, TcpState.SYN_SENT, TcpState.ESTABLISHED, END, 1),
+        Transition(8, 4, TcpState.CLOSE, TcpState.SYN_SENT, END, 1, b"\xff", SOCKET),
         Transition(9, 3, TcpState.ESTABLISHED, TcpState.CLOSE, End(Endpoint(), Endpoint()), 1),
     ]
     blocks = [[{b"a", b"b"}, {b"c"}], [{b"6"}]]
-    waiting: list[Connection | Event] = [CONNECTION, poll_failed('a "b"\n\0', 4)]
-    return Baseline(1, 1, 4026, 99, {0: 5, 1: 6}, deferred, known, waiting, [0, -1, 5, 6, 7], blocks, 98)
+    named = OWNED._replace(opener=None, acceptor=None, caller=None, owner=OWNER, listener=Owner(user=33))
+    waiting: list[Connection | Event] = [CONNECTION, poll_failed('a "b"\n\0', 4), named]
+    owners = OwnersKnown({7: b"/system.slice/x.service"}, {9: Listener(HERE, SOCKET, 5, 77, 4)})
+    counters = [0, -1, 5, 6, 7]
+    taken = {0: 5, 1: 6}
+    return Baseline(1, 1, 4026, 99, taken, deferred, known, waiting, counters, blocks, 98, owners)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import MAPPED
-from tcpwatchd.kernel.instance import SETTINGS
+from tcpwatchd.kernel.instance import TRACEPOINT, list_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,7 +55,7 @@ def page(stamp: int, *entries: bytes, flags: int = 0, lost: int | None = None) -
 
 def make_settings(root: Path) -> None:
     shutil.copytree(FIXTURE / "events", root / "events", dirs_exist_ok=True)
-    for file, value in {**SETTINGS, "buffer_size_kb": "512"}.items():
+    for file, value in {**list_settings(TRACEPOINT), "buffer_size_kb": "512"}.items():
         text = {"trace_clock": f"local [{value}]", "tracing_cpumask": "ffffffff"}.get(file, value)
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_text(f"{text}\n")
@@ -122,8 +122,8 @@ class Ring:
 
 
 def pack_transition(transition: Transition, delta: int) -> bytes:
-    _, skaddr, old, new, end, pid = transition
-    return pack_record(skaddr, old, new, widen(end.local), widen(end.remote), pid, delta)
+    _, skaddr, old, new, end, thread, *_ = transition
+    return pack_record(skaddr, old, new, widen(end.local), widen(end.remote), thread, delta)
 
 
 def widen(end: Endpoint) -> bytes:

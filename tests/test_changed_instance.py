@@ -12,15 +12,14 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from tcpwatchd.kernel.instance import (
-    EVENT,
-    SETTINGS,
+    TRACEPOINT,
     TRACING,
+    list_settings,
     open_to_all,
     read_file,
-    remove,
-    set_up,
     write_file,
 )
+from tcpwatchd.kernel.setup import remove, set_up
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, wait_until
@@ -37,8 +36,8 @@ NAME = f"tcpwatchd-tests-{os.getpid()}"
 HARMFUL = {
     "tracing_on": "0",
     "trace_clock": "local",
-    f"{EVENT}/enable": "0",
-    f"{EVENT}/filter": "protocol==7",
+    f"{TRACEPOINT}/enable": "0",
+    f"{TRACEPOINT}/filter": "protocol==7",
     "set_event_pid": "1",
     "tracing_cpumask": "1",
     "options/pause-on-trace": "1",
@@ -77,7 +76,7 @@ def host() -> Iterator[Namespace]:
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    made = set_up(NAME, 512)
+    made = set_up(NAME, 512).path
     open_to_all(made)
     yield made
     end_all()
@@ -143,7 +142,7 @@ def test_the_service_polls_until_it_is_right_again(output: IO[bytes], path: str,
         unseen = open_reset(host)
         time.sleep(1.5)
         assert count(output, event.TRACE_GAP) == 0
-        was = SETTINGS[file]
+        was = list_settings(TRACEPOINT)[file]
         write_file(path, file, "3" if was == "all" else was)
         wait_until(lambda: count(output, event.TRACE_GAP) == 1, 5, "right again")
         server = open_reset(host)
@@ -235,7 +234,7 @@ def list_files(path: str) -> list[str]:
     for folder, _, names in os.walk(path):
         files = [os.path.relpath(os.path.join(folder, name), path) for name in names]
         found += [file for file in files if os.stat(os.path.join(path, file)).st_mode & stat.S_IWUSR]
-    kept = [file for file in found if file.startswith((f"{EVENT}/", "per_cpu/cpu0/"))]
+    kept = [file for file in found if file.startswith((f"{TRACEPOINT}/", "per_cpu/cpu0/"))]
     kept += [file for file in found if not file.startswith(ELSEWHERE)]
     return [*sorted(kept), "events/enable", "events/sock/enable", "events/sock/filter", "options/*"]
 
@@ -251,10 +250,10 @@ def change(path: str, file: str) -> None:
 def test_whatever_root_writes_to_any_file(output: IO[bytes]) -> None:
     """All connections are told, or that something may be missing."""
     silent = []
-    files = list_files(set_up(NAME, 512))
+    files = list_files(set_up(NAME, 512).path)
     remove(f"{TRACING}/instances/{NAME}")
     for file in files:
-        path = set_up(NAME, 512)
+        path = set_up(NAME, 512).path
         open_to_all(path)
         output.seek(0)
         output.truncate()

@@ -15,6 +15,8 @@ def test_defaults() -> None:
         trace="auto",
         trace_instance=None,
         trace_buffer=None,
+        message_owner=False,
+        command_lines=False,
         trace_setup=False,
         once=False,
     )
@@ -23,12 +25,16 @@ def test_defaults() -> None:
 def test_every_setting_has_its_flag() -> None:
     values = {"interval": "2.5", "output": "json", "trace": "no", "trace-instance": "x", "trace-buffer": "64"}
     flags = [f"--{name}={value}" for name, value in values.items()]
-    assert parse_arguments([*flags, "--once", "--trace-setup"]) == Settings(
+    assert parse_arguments(
+        [*flags, "--once", "--trace-setup", "--message-owner", "--command-lines"]
+    ) == Settings(
         interval=2.5,
         output="json",
         trace="no",
         trace_instance="x",
         trace_buffer=64,
+        message_owner=True,
+        command_lines=True,
         trace_setup=True,
         once=True,
     )

@@ -10,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tcpwatchd"
 WORDS = {"connection", "failure"}
 """What every stage may import, beside the modules of its own folder."""
-FOLDERS = {"kernel", "tracking", "output", "state", "service"}
+FOLDERS = {"kernel", "tracking", "owners", "output", "state", "service"}
 MORE = {
     "kernel.trace": {"clock"},
     "kernel.tables": {"clock"},
+    "owners.processes": {"clock"},
     "output.outbox": {"clock"},
     "state.baseline": {"output.event"},
-    "state.recovery": {"clock", "kernel", "tracking", "output"},
+    "state.recovery": {"clock", "kernel", "tracking", "owners", "output"},
     "pipeline": {"clock", *WORDS, *FOLDERS - {"service"}},
     "watch": {"__version__", "clock", "failure", "kernel.trace", "output", "pipeline", "service"},
     "config": {"__version__", "failure"},

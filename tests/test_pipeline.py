@@ -10,6 +10,7 @@ from tcpwatchd.clock import boot_ns, now
 from tcpwatchd.connection import End, TcpState, Transition
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
+from tcpwatchd.owners.owners import Owners
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.state.store import Store
 from tests.kept import END, HERE
@@ -42,7 +43,7 @@ class Watched:
     def start(self) -> None:
         self.trace = Trace(str(self.instance))
         self.store = Store(self._run)
-        self.pipeline = Pipeline(self.reader, self.store, self.trace, root=str(self.net))
+        self.pipeline = Pipeline(self.reader, self.store, self.trace, Owners(0), root=str(self.net))
         self.pipeline.resume()
         self.poll()
 

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-from tcpwatchd.kernel.instance import remove, set_up
+from tcpwatchd.kernel.setup import remove, set_up
 from tcpwatchd.output import event
 from tests.daemon import Daemon, run_program
 from tests.holder import Traffic
@@ -150,7 +150,7 @@ def test_a_kill_loses_nothing(
 
 @pytest.fixture
 def instance() -> Iterator[str]:
-    made = set_up(f"tcpwatchd-test-{os.getpid()}", 512)
+    made = set_up(f"tcpwatchd-test-{os.getpid()}", 512).path
     yield made
     remove(made)
 

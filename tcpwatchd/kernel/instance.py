@@ -17,7 +17,11 @@ from tcpwatchd.failure import Failure
 TRACING = "/sys/kernel/tracing"
 DEBUG_TRACING = "/sys/kernel/debug/tracing"
 """Where systemd before 246 has it."""
-EVENT = "events/sock/inet_sock_set_state"
+TRACEPOINT = "events/sock/inet_sock_set_state"
+"""The kernel's own event, which does not tell whose a socket is."""
+PROBES = "events/tcpwatchd"
+"""Where the event probes are that tell more: see kernel/probe.py."""
+GROUPS = "events/cgroup/cgroup_mkdir"
 FILTER = (
     "protocol==6 && (newstate==1 || newstate==2 || newstate==10 "
     "|| oldstate==3 && (newstate==4 || newstate==8) "
@@ -29,8 +33,6 @@ A server's Fast Open child that exchanged data in SYN_RECV may go on to FIN_WAIT
 ever being ESTABLISHED. From SYN_RECV to CLOSE goes such a child that is reset, and any handshake that fails:
 a plain tracepoint does not tell them apart, and neither is a connection here.
 """
-OWN_INSTANCE = "tcpwatchd-"
-"""What begins the name of an instance that a process makes for itself; its PID follows."""
 BUFFER_KB = 512
 """What the buffer of a CPU takes by default."""
 PAGE_KB = 4
@@ -40,8 +42,6 @@ TOTAL_KB = 16 * 1024
 SETTINGS = {
     "tracing_on": "1",
     "trace_clock": "boot",
-    f"{EVENT}/filter": FILTER,
-    f"{EVENT}/enable": "1",
     "set_event_pid": "",
     "set_event_notrace_pid": "",
     "tracing_cpumask": "all",
@@ -59,8 +59,8 @@ OPTIONS = {
 """What is set so because records come sooner and fewer are lost; none of it is in all kernels."""
 SIZES = ("buffer_size_kb", "buffer_subbuf_size_kb")
 """What empties the buffers when it changes."""
-READ_FILES = (*SETTINGS, *SIZES, "events/header_page", "events/header_event", f"{EVENT}/format")
-"""What a reader without privilege must be able to read, beside the files of each CPU."""
+READ_FILES = (*SIZES, "events/header_page", "events/header_event")
+"""What a reader without privilege reads beside settings, formats of events and files of CPUs."""
 CPU_FILES = ("trace_pipe_raw", "stats", "buffer_size_kb")
 ONLINE = "/sys/devices/system/cpu/online"
 
@@ -89,43 +89,39 @@ def find_tracing() -> str:
     raise TraceError(f"this kernel has no tracing: there is no {TRACING}")
 
 
-def set_up(name: str, buffer_kb: int | None) -> str:
-    """Make an instance, or repair one that stands, and return its directory. Raises TraceError.
-
-    `buffer_kb` is for one CPU; without it buffers that stand keep their size. An instance that was made and
-    cannot be set up is removed.
-    """
-    tracing = find_tracing()
-    if not os.path.isdir(f"{tracing}/instances"):
-        raise TraceError("this kernel allows no instances of its tracing (is it locked down?)")
-    path = f"{tracing}/instances/{name}"
-    made = False
-    try:
-        with contextlib.suppress(FileExistsError):  # left by a crash, or the service's
-            os.mkdir(path)
-            made = True
-        held = lock(path)
-        try:
-            write_settings(path)
-            if made or buffer_kb is not None:
-                set_buffer_size(path, BUFFER_KB if buffer_kb is None else buffer_kb)
-        finally:
-            os.close(held)
-    except (OSError, ValueError) as error:
-        if made:
-            with contextlib.suppress(OSError):  # what it could not be set up for is told
-                remove(path)
-        raise TraceError(explain(error)) from error
-    return path
+def find_event(path: str) -> str:
+    """The event of sockets' states that is switched on in an instance: a probe of ours, or the tracepoint."""
+    with contextlib.suppress(OSError):  # there are none
+        for name in sorted(os.listdir(os.path.join(path, PROBES))):
+            with contextlib.suppress(OSError):  # another instance's, which is not open to us, or a file
+                if read_file(path, f"{PROBES}/{name}/enable") != "0":
+                    return f"{PROBES}/{name}"
+    return TRACEPOINT
 
 
-def write_settings(path: str) -> None:
+def is_probe(event: str) -> bool:
+    return event.startswith(f"{PROBES}/")
+
+
+def list_settings(event: str) -> dict[str, str]:
+    """What an instance must be that has this event; a probe has its filter in its definition."""
+    settings = {
+        **SETTINGS,
+        f"{event}/filter": "none" if is_probe(event) else FILTER,
+        f"{event}/enable": "1",
+    }
+    if is_probe(event):
+        settings |= {f"{GROUPS}/filter": "root==0", f"{GROUPS}/enable": "1"}
+    return settings
+
+
+def write_settings(path: str, event: str) -> None:
     """Only what differs is written: writing even the same clock empties the buffers. Raises OSError."""
     for file, value in OPTIONS.items():
         with contextlib.suppress(FileNotFoundError):  # an older kernel
             if read_file(path, file) != value:
                 write_file(path, file, value)
-    for file, value in SETTINGS.items():
+    for file, value in list_settings(event).items():
         if not is_set(path, file, value):
             write_file(path, file, format_mask(1 + list_cpus(path)[-1]) if value == "all" else value)
 
@@ -164,7 +160,10 @@ def lock(path: str) -> int:
 
 def open_to_all(path: str) -> None:
     """Let any user who gets to the instance read what a reader needs, and nothing else."""
-    for file in (*READ_FILES, *(f"per_cpu/cpu{n}/{file}" for n in list_cpus(path) for file in CPU_FILES)):
+    event = find_event(path)
+    formats = [f"{named}/format" for named in (event, *([GROUPS] if is_probe(event) else []))]
+    files = [f"per_cpu/cpu{n}/{file}" for n in list_cpus(path) for file in CPU_FILES]
+    for file in (*list_settings(event), *READ_FILES, *formats, *files):
         parts = file.split("/")
         with contextlib.suppress(FileNotFoundError):  # an older kernel
             allow(os.path.join(path, file), stat.S_IROTH)
@@ -174,25 +173,6 @@ def open_to_all(path: str) -> None:
 
 def allow(path: str, bits: int) -> None:
     os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) | bits)
-
-
-def remove_stale() -> None:
-    """Remove instances that processes which are no more made for themselves. Raises TraceError."""
-    instances = f"{find_tracing()}/instances"
-    try:
-        names = os.listdir(instances) if os.path.isdir(instances) else []
-    except OSError as error:
-        raise TraceError(explain(error)) from error
-    for name in names:
-        pid = name[len(OWN_INSTANCE) :]
-        if name.startswith(OWN_INSTANCE) and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-            with contextlib.suppress(OSError):  # somebody reads it, or removed it just now
-                remove(f"{instances}/{name}")
-
-
-def remove(path: str) -> None:
-    """Remove an instance and its buffers. Raises OSError: EBUSY while anybody reads it."""
-    os.rmdir(path)
 
 
 def explain(error: OSError | ValueError) -> str:
@@ -256,23 +236,8 @@ def is_set(path: str, file: str, value: str) -> bool:
     return text == value
 
 
-def find_fault(name: str) -> str | None:
-    """Why an instance that stands does not record what it should; None if it does, or none stands.
-
-    Raises TraceError where there is no tracing.
-    """
-    path = f"{find_tracing()}/instances/{name}"
-    try:
-        check(path)
-    except TraceError as error:
-        return str(error)
-    except OSError:
-        pass  # what cannot be read is told when it is set up
-    return None
-
-
-def check(path: str) -> None:
+def check(path: str, event: str) -> None:
     """Raises TraceError when the instance does not record what it should, OSError when it cannot be read."""
-    for file, value in SETTINGS.items():
+    for file, value in list_settings(event).items():
         if not is_set(path, file, value):
             raise TraceError(f"{path}/{file} is {read_file(path, file)!r}, not {value!r}")

@@ -1,7 +1,8 @@
-"""Raw pages of the kernel's ring buffers, decoded into transitions. No I/O.
+"""Raw pages of the kernel's ring buffers, decoded into transitions and control groups. No I/O.
 
 The layout of pages and records is the kernel's to tell, in events/header_page, events/header_event and the
-event's format (Documentation/trace/ring-buffer-design.rst).
+event's format (Documentation/trace/ring-buffer-design.rst). Transitions come from the kernel's own tracepoint
+or from our event probe on it, which has the same names for the same things, and the owner of the socket.
 """
 
 from __future__ import annotations
@@ -10,10 +11,21 @@ import operator
 import re
 import struct
 import sys
+from functools import lru_cache
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tcpwatchd.connection import MAPPED, End, Endpoint, Formats, TcpState, Transition, make
+from tcpwatchd.connection import (
+    MAPPED,
+    ControlGroup,
+    End,
+    Endpoint,
+    Formats,
+    Socket,
+    TcpState,
+    Transition,
+    make,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +48,7 @@ MISSED, COUNTED, LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
 
 ENTRY = r"type_len\s*:\s*5 bits\s+time_delta\s*:\s*27 bits\s+array\s*:\s*32 bits"
 FIELDS = (
+    "common_flags",
     "common_pid",
     "skaddr",
     "oldstate",
@@ -46,12 +59,26 @@ FIELDS = (
     "daddr_v6",
 )
 """In the order of known kernels."""
-CODES = {2: ("H",), 4: ("i",), 8: ("Q",), 16: ("12s", "4s")}
+OWNER_FIELDS = ("family", "saddr", "uid", "cgroup", "netns", "comm")
+"""What the event probe has beside them."""
+SECOND_HALF = "_low"
+"""Ends the name of the second half of an address: a probe fetches no more than 8 bytes at once."""
+CODES = {1: ("B",), 2: ("H",), 4: ("i",), 8: ("Q",), 16: ("12s", "4s")}
 """Of a field of so many bytes. An address is in two parts: the first tells whether it is IPv4-mapped."""
+UNSIGNED = {"saddr": ("4s",), "uid": ("I",), "netns": ("I",), "comm": ("I",)}
+"""Other codes than those of their size."""
 STATES = {state.value: state for state in TcpState}
-CLOSE = TcpState.CLOSE.value
+CLOSE, SYN_SENT, LISTEN = TcpState.CLOSE.value, TcpState.SYN_SENT.value, TcpState.LISTEN.value
+IPV4 = 2
+"""AF_INET (include/linux/socket.h)."""
+IN_INTERRUPT = 0x18
+"""Flags of a record that was made in an interrupt: whatever runs then asked for nothing."""
 NOWHERE = End(Endpoint(), Endpoint())
 """Stands for the end of a socket that closes: nobody asks for it."""
+GROUP_FIELDS = ("root", "id", "path")
+LONGEST_PATH = 1023
+"""Bytes for which the kernel has room: a longer path is cut (TRACE_CGROUP_PATH_LEN)."""
+MOST_SOCKETS = 10_000
 
 MOST_LOST = 1 << 40
 """No page says that so many records were lost, unless it makes no sense."""
@@ -59,7 +86,15 @@ NONSENSE = 60_000_000_000
 """No record is so many nanoseconds newer than the start of its drain, unless its clock was changed."""
 
 Fields = tuple[Any, ...]
-"""An entry's first word, then its record in the order of FIELDS."""
+"""An entry's first word, then its record in the order of FIELDS, and of OWNER_FIELDS where it has them."""
+
+
+class GroupLayout(NamedTuple):
+    """Where things stand in the record of a control group that is made."""
+
+    event: int
+    record: struct.Struct
+    """The fields in the order of GROUP_FIELDS, by their offsets."""
 
 
 class Layout(NamedTuple):
@@ -79,6 +114,18 @@ class Layout(NamedTuple):
     """The number of the event, which its records have as `common_type`: others may be traced here too."""
     pick: Callable[[Fields], Fields] | None
     """Brings what `entry` unpacks into the order of FIELDS, if it is another."""
+    owned: bool
+    """Whether the record has OWNER_FIELDS."""
+    group: GroupLayout | None
+
+
+class Page(NamedTuple):
+    """What a page holds, in its order."""
+
+    transitions: list[Transition]
+    groups: list[ControlGroup]
+    others: int
+    """Records of other events, those of control groups among them."""
 
 
 class Decoder:
@@ -97,6 +144,12 @@ class Decoder:
         """What was newer than the start of the last drain, and is decoded with the next one."""
         self.counted_anew = False
         """Whether the kernel counts from 0 again, or fewer records than it gave: its buffers were emptied."""
+        self._groups: list[ControlGroup] = []
+
+    def take_groups(self) -> list[ControlGroup]:
+        """The control groups that were made, of all pages since the last time."""
+        groups, self._groups = self._groups, []
+        return groups
 
     def decode(self, drain: Drain) -> tuple[list[Transition], int]:
         """Transitions in the order of time, and how many records were lost or could not be decoded.
@@ -107,11 +160,12 @@ class Decoder:
         """
         found: list[Transition] = []
         others, damaged = 0, False
-        for page in drain.pages:
+        for raw in drain.pages:
             try:
-                transitions, foreign = decode_page(page, self.layout)
-                found += transitions
-                others += foreign
+                page = decode_page(raw, self.layout)
+                found += page.transitions
+                self._groups += page.groups
+                others += page.others
             except (KeyError, struct.error):  # what no kernel writes; the kernel's count tells how many
                 damaged = True
         decoded = len(found) + others
@@ -148,24 +202,47 @@ class Decoder:
 
 def read_layout(formats: Formats) -> Layout:
     """Raises ValueError for a kernel whose layout is not understood."""
+    unknown = "this kernel's trace records have an unknown layout"
     page, record = parse_fields(formats.page), parse_fields(formats.record)
-    event = re.search(r"^ID: (\d+)$", formats.record, re.MULTILINE)
+    owned = record.keys() >= {*OWNER_FIELDS}
     if (
-        event is None
-        or not re.search(ENTRY, formats.entry)
+        not re.search(ENTRY, formats.entry)
         or not {"timestamp", "commit", "data"} <= page.keys()
         or not {"common_type", *FIELDS} <= record.keys()
         or record["common_type"] != (0, TYPE.size)
     ):
-        raise ValueError("this kernel's trace records have an unknown layout")
+        raise ValueError(unknown)
     data, capacity = page["data"]
     try:
         long = {4: "I", 8: "Q"}[page["commit"][1]]
         header, loss = struct.Struct(f"=Q{long}"), struct.Struct(f"={long}")
-        entry, pick = read_entry(record)
+        entry, pick = read_entry(record, owned)
+        event = read_number(formats.record)
+        group = read_group_layout(formats.group) if formats.group else None
     except (KeyError, struct.error) as error:
-        raise ValueError("this kernel's trace records have an unknown layout") from error
-    return Layout(data + capacity, data, header, entry, loss, int(event[1]), pick)
+        raise ValueError(unknown) from error
+    return Layout(data + capacity, data, header, entry, loss, event, pick, owned, group)
+
+
+def read_number(text: str) -> int:
+    """An event's number, of its format. Raises KeyError."""
+    found = re.search(r"^ID: (\d+)$", text, re.MULTILINE)
+    if found is None:
+        raise KeyError("ID")
+    return int(found[1])
+
+
+def read_group_layout(text: str) -> GroupLayout:
+    """Raises KeyError and struct.error."""
+    fields = parse_fields(text)
+    codes, end = "=", 0
+    for name, code in zip(GROUP_FIELDS, ("i", "Q", "I")):
+        offset, size = fields[name]
+        if size != struct.calcsize(f"={code}"):
+            raise KeyError(name)
+        codes += f"{offset - end}x{code}"
+        end = offset + size
+    return GroupLayout(read_number(text), struct.Struct(codes))
 
 
 def read_stamp(page: bytes, layout: Layout) -> int:
@@ -193,37 +270,65 @@ def find_loss(page: bytes, layout: Layout) -> int | None:
     return int(lost) if lost < MOST_LOST else None
 
 
-def read_entry(fields: dict[str, tuple[int, int]]) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:
-    """`entry` and `pick` of a layout. What the kernel adds to a record makes it a multiple of a pointer."""
-    ordered = sorted(FIELDS, key=fields.__getitem__)
+def read_entry(
+    fields: dict[str, tuple[int, int]], owned: bool
+) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:
+    """`entry` and `pick` of a layout. Raises KeyError and struct.error.
+
+    What the kernel adds to its own record makes it a multiple of a pointer; that of a probe ends with a name.
+    """
+    wanted = FIELDS + OWNER_FIELDS if owned else FIELDS
+    ordered = sorted(wanted, key=fields.__getitem__)
     codes, end, values, places = "=I", 0, 1, {}
     for name in ordered:
         offset, size = fields[name]
-        codes += f"{offset - end}x{''.join(CODES[size])}"
+        if fields.get(name + SECOND_HALF) == (offset + size, size):
+            size *= 2
+        code = UNSIGNED.get(name, CODES[size])
+        codes += f"{offset - end}x{''.join(code)}"
         end = offset + size
-        places[name] = range(values, values + len(CODES[size]))
-        values += len(CODES[size])
-    whole = max(offset + size for offset, size in fields.values())
-    pointer = struct.calcsize("P")
-    entry = struct.Struct(f"{codes}{-(-whole // pointer) * pointer - end}x")
-    if ordered == list(FIELDS):
-        return entry, None
-    return entry, operator.itemgetter(0, *(place for name in FIELDS for place in places[name]))
+        places[name] = range(values, values + len(code))
+        values += len(code)
+    if not owned:
+        whole = max(offset + size for offset, size in fields.values())
+        pointer = struct.calcsize("P")
+        codes += f"{-(-whole // pointer) * pointer - end}x"
+    if ordered == list(wanted):
+        return struct.Struct(codes), None
+    pick = operator.itemgetter(0, *(place for name in wanted for place in places[name]))
+    return struct.Struct(codes), pick
 
 
-def decode_page(page: bytes, layout: Layout) -> tuple[list[Transition], int]:
-    """The transitions of a page, in its order, and how many records of other events it has.
-
-    Raises KeyError and struct.error for what no kernel writes.
-    """
+def decode_page(page: bytes, layout: Layout) -> Page:
+    """Raises KeyError and struct.error for what no kernel writes."""
     stamp, commit = layout.header.unpack_from(page)
     data = page[layout.data : layout.data + (commit & LENGTH)]
-    times, records, others = split_uniform(data, stamp, layout) or split_mixed(data, stamp, layout)
+    uniform = None if layout.owned else split_uniform(data, stamp, layout)
+    if uniform:
+        return Page(decode_records(*uniform, layout), [], 0)
+    times, places = find_records(data, stamp)
+    ours, groups, others = [], [], 0
+    for when, place in zip(times, places):
+        (kind,) = TYPE.unpack_from(data, place + WORD.size)
+        if kind == layout.event:
+            ours.append((when, place))
+            continue
+        others += 1
+        if layout.group and kind == layout.group.event:
+            groups += decode_group(data, place + WORD.size, layout.group)
+    if layout.owned:
+        return Page(decode_owned(data, ours, layout), groups, others)
+    records = [layout.entry.unpack_from(data, place) for _, place in ours]
+    return Page(decode_records([when for when, _ in ours], records, layout), groups, others)
+
+
+def decode_records(times: Iterable[int], records: Iterable[Fields], layout: Layout) -> list[Transition]:
+    """Of the kernel's own tracepoint."""
     if layout.pick:
         records = map(layout.pick, records)
     found = []
     for when, fields in zip(times, records):
-        _, pid, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
+        _, flags, thread, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
         end = NOWHERE
         if new != CLOSE:
             local += sport.to_bytes(2, "big")
@@ -233,13 +338,62 @@ def decode_page(page: bytes, layout: Layout) -> tuple[list[Transition], int]:
             if remote_head != MAPPED:
                 remote = remote_head + remote
             end = make(End, (Endpoint(local), Endpoint(remote)))
-        found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, pid)))
-    return found, others
+        if flags & IN_INTERRUPT:
+            thread = 0
+        found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, thread, None, None)))
+    return found
 
 
-def split_uniform(
-    data: bytes, stamp: int, layout: Layout
-) -> tuple[Iterable[int], Iterable[Fields], int] | None:
+def decode_owned(data: bytes, places: Iterable[tuple[int, int]], layout: Layout) -> list[Transition]:
+    """Of the event probe; `places` are the times and places of its records."""
+    found = []
+    unpack, pick = layout.entry.unpack_from, layout.pick
+    for when, place in places:
+        fields = unpack(data, place)
+        (
+            _, flags, thread, skaddr, old, new, sport, dport, local_head, local, remote_head, remote,
+            family, address, user, group, network, text,
+        ) = pick(fields) if pick else fields  # fmt: skip
+        end, name = NOWHERE, None
+        if new != CLOSE:
+            # Of a socket of IPv4 that listens the kernel keeps the address in one place only.
+            if new == LISTEN and family == IPV4:
+                local_head, local = MAPPED, address
+            local += sport.to_bytes(2, "big")
+            remote += dport.to_bytes(2, "big")
+            if local_head != MAPPED:
+                local = local_head + local
+            if remote_head != MAPPED:
+                remote = remote_head + remote
+            end = make(End, (Endpoint(local), Endpoint(remote)))
+        if flags & IN_INTERRUPT:
+            thread = 0
+        elif new in (SYN_SENT, LISTEN):
+            name = read_string(data, place + WORD.size, text)
+        socket = make_socket(user, group, network)
+        found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, thread, name, socket)))
+    return found
+
+
+@lru_cache(maxsize=MOST_SOCKETS)
+def make_socket(user: int, group: int, network: int) -> Socket:
+    """Sockets of one service have the same."""
+    return Socket(user, group, network)
+
+
+def decode_group(data: bytes, at: int, layout: GroupLayout) -> list[ControlGroup]:
+    """None of the older hierarchies, and none whose path was cut."""
+    root, number, text = layout.record.unpack_from(data, at)
+    path = read_string(data, at, text)
+    return [ControlGroup(number, path)] if root == 0 and 0 < len(path) < LONGEST_PATH else []
+
+
+def read_string(data: bytes, at: int, text: int) -> bytes:
+    """Of a record there; the kernel tells its length, and where in the record it is (__data_loc)."""
+    return data[at + (text & 0xFFFF) : at + (text & 0xFFFF) + (text >> 16)].partition(b"\0")[0]
+
+
+def split_uniform(data: bytes, stamp: int, layout: Layout) -> tuple[Iterable[int], Iterable[Fields]] | None:
     """The times and records of a page that holds nothing but whole records, as a busy kernel writes it.
 
     None for any other page. Kinds of entries and numbers of events are compared a column at a time.
@@ -254,32 +408,33 @@ def split_uniform(
         return None
     records = list(layout.entry.iter_unpack(data))
     times = accumulate([record[0] >> DELTA & LONGEST_DELTA for record in records], initial=stamp)
-    return islice(times, 1, None), records, 0
+    return islice(times, 1, None), records
 
 
-def split_mixed(data: bytes, stamp: int, layout: Layout) -> tuple[list[int], list[Fields], int]:
-    """The times and records of any page, entry by entry (rb_event_length in kernel/trace/ring_buffer.c).
+def find_records(data: bytes, stamp: int) -> tuple[list[int], list[int]]:
+    """The time of each record of any page, and where the word before it is.
 
-    Records of other events are counted.
+    Entry by entry (rb_event_length in kernel/trace/ring_buffer.c). Raises struct.error.
     """
-    now, at, times, records, others = stamp, 0, [], [], 0
-    while at + WORD.size <= len(data):
-        (word,) = WORD.unpack_from(data, at)
+    now, at, times, places = stamp, 0, [], []
+    unpack, last = WORD.unpack_from, len(data) - WORD.size
+    while at <= last:
+        (word,) = unpack(data, at)
         kind, delta = word >> KIND & KINDS, word >> DELTA & LONGEST_DELTA
+        if 0 < kind <= LONGEST_SHORT:
+            now += delta
+            times.append(now)
+            places.append(at)
+            at += WORD.size + WORD.size * kind
+            continue
         if kind == PADDING and not delta:
             break  # the rest of the page is empty
-        second = 0
-        if kind == LONG or kind > LONGEST_SHORT:
-            (second,) = WORD.unpack_from(data, at + WORD.size)
-        if kind <= LONGEST_SHORT:
+        (second,) = unpack(data, at + WORD.size)
+        if kind == LONG:
             now += delta
-            before = at if kind else at + WORD.size
-            if TYPE.unpack_from(data, before + WORD.size)[0] == layout.event:
-                times.append(now)
-                records.append(layout.entry.unpack_from(data, before))
-            else:
-                others += 1
-            at += WORD.size + (WORD.size * kind if kind else second)
+            times.append(now)
+            places.append(at + WORD.size)
+            at += WORD.size + second
         elif kind == PADDING:  # a record that was discarded
             now += delta
             at += WORD.size + second
@@ -289,7 +444,7 @@ def split_mixed(data: bytes, stamp: int, layout: Layout) -> tuple[list[int], lis
         else:
             now = (second << 27) + delta
             at += 2 * WORD.size
-    return times, records, others
+    return times, places
 
 
 def parse_fields(text: str) -> dict[str, tuple[int, int]]:

@@ -43,7 +43,7 @@ class Format:
 
     def __init__(self, words: int, byteorder: ByteOrder) -> None:
         endpoint = f"[0-9A-F]{{{8 * words}}}:[0-9A-F]{{4}}"
-        pattern = rf"({endpoint} {endpoint}) (0[1-9A-C]) *[0-9]+ +[0-9]+ +([0-9]+)"
+        pattern = rf"({endpoint} {endpoint}) (0[1-9A-C]) *([0-9]+) +[0-9]+ +([0-9]+)"
         self._parse = re.compile(pattern.encode()).match
         both = 2 * f"{words}I2s"
         self._printed = struct.Struct(f">{both}")
@@ -111,8 +111,8 @@ class Format:
         columns = self._parse(text)
         if columns is None:
             raise ValueError(text)
-        ends, state, inode = columns.groups()
-        return make(Row, (self._parse_end(ends.translate(None, b": ")), STATES[state], int(inode)))
+        ends, state, user, inode = columns.groups()
+        return make(Row, (self._parse_end(ends.translate(None, b": ")), STATES[state], int(inode), int(user)))
 
     def _parse_end(self, digits: bytes) -> End:
         packed = self._stored.pack(*self._printed.unpack(unhexlify(digits)))

@@ -1,4 +1,4 @@
-"""The trace source: the kernel's tracepoint sock:inet_sock_set_state, read raw from an instance of tracefs.
+"""The trace source: an event of sockets' states, read raw from an instance of tracefs.
 
 Whoever reads takes out: what was read is nowhere else.
 """
@@ -16,12 +16,14 @@ from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import Drain, Formats
 from tcpwatchd.failure import describe
 from tcpwatchd.kernel.instance import (
-    EVENT,
+    GROUPS,
     ONLINE,
     SIZES,
     TraceError,
     check,
     explain,
+    find_event,
+    is_probe,
     list_cpus,
     lock,
     parse_cpus,
@@ -46,10 +48,12 @@ class Trace:
     """A reader of an instance, and the only one: a second would steal its records.
 
     Raises TraceError when the instance is not there, not as it should be, or read by somebody else.
+    `no_owners` is why its event does not tell of owners, if that is known.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, no_owners: str | None = None) -> None:
         self.path = path
+        self.no_owners = no_owners
         self._lock = -1
         self._cpus: dict[int, _Cpu] = {}
         self._online, self._online_text = -1, b""
@@ -62,8 +66,11 @@ class Trace:
             self._lock = lock(path)
             self.instance = os.fstat(self._lock).st_ino
             """The inode of its directory: another instance has another."""
-            check(path)
-            self.formats = read_formats(path)
+            self.event = find_event(path)
+            """The event that it records, as a path in the instance."""
+            self.tells_owners = is_probe(self.event)
+            check(path, self.event)
+            self.formats = read_formats(path, self.event)
             self._layout = read_layout(self.formats)
             self._sizes = self._read_sizes()
             self._sizes_wanted: dict[str, str] = {}
@@ -116,7 +123,7 @@ class Trace:
 
         Raises TraceError with what is wrong, and OSError when that cannot be found out.
         """
-        check(self.path)
+        check(self.path, self.event)
         before, self._sizes = self._sizes, self._read_sizes()
         if before != self._sizes:
             self._sizes_wanted = self._sizes_wanted or before
@@ -140,7 +147,7 @@ class Trace:
 
         Raises OSError, without privilege always.
         """
-        write_settings(self.path)
+        write_settings(self.path, self.event)
         wanted, self._sizes_wanted = self._sizes_wanted, {}
         for file, size in reversed(wanted.items()):
             if size.isdecimal() and self._sizes.get(file) != size:
@@ -287,6 +294,9 @@ def parse_statistics(text: str) -> dict[str, int]:
     return found
 
 
-def read_formats(path: str) -> Formats:
-    names = (PAGE_FORMAT, "events/header_event", f"{EVENT}/format")
+def read_formats(path: str, event: str) -> Formats:
+    """Raises OSError."""
+    names = [PAGE_FORMAT, "events/header_event", f"{event}/format"]
+    if is_probe(event):
+        names.append(f"{GROUPS}/format")
     return Formats(*(read_file(path, name) for name in names))

@@ -11,10 +11,10 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.connection import format_endpoint
+from tcpwatchd.connection import NOBODY, Owner, format_endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from tcpwatchd.connection import Connection
 
@@ -47,6 +47,30 @@ QUOTED = 160
 """Bytes of a malformed row that are quoted."""
 
 
+OWNER_FIELDS = {
+    "user": "PROCESS_USER_ID",
+    "user_name": "PROCESS_USER_NAME",
+    "unit": "PROCESS_SYSTEMD_UNIT",
+    "user_unit": "PROCESS_SYSTEMD_USER_UNIT",
+    "container": "CONTAINER_ID",
+    "process": "PROCESS_PID",
+    "thread": "PROCESS_THREAD_ID",
+    "name": "PROCESS_NAME",
+    "executable": "PROCESS_EXECUTABLE",
+    "command_line": "PROCESS_COMMAND_LINE",
+    "network": "TCPWATCHD_NETWORK_NAMESPACE",
+}
+LISTENER_FIELDS = {
+    "user": "DESTINATION_USER_ID",
+    "user_name": "DESTINATION_USER_NAME",
+    "unit": "DESTINATION_SYSTEMD_UNIT",
+    "user_unit": "DESTINATION_SYSTEMD_USER_UNIT",
+    "container": "DESTINATION_CONTAINER_ID",
+    "network": "TCPWATCHD_DESTINATION_NETWORK_NAMESPACE",
+}
+"""Of who accepted a connection inside this machine."""
+
+
 class Event(NamedTuple):
     """One message. `time` is in microseconds since the epoch; `fields` begin with MESSAGE and MESSAGE_ID."""
 
@@ -54,8 +78,9 @@ class Event(NamedTuple):
     fields: Mapping[str, str]
 
 
-def connection_opened(connection: Connection, opened: int) -> Event:
-    source, destination, direction, state, detected_by, _, guessed = connection
+def connection_opened(connection: Connection, opened: int, with_owner: bool = False) -> Event:
+    """`with_owner`: the message ends with it."""
+    source, destination, direction, state, detected_by, _, guessed, *_, owner, listener = connection
     source_ip, source_port = source.ip, source.port
     destination_ip, destination_port = destination.ip, destination.port
     here, there = format_endpoint(source_ip, source_port), format_endpoint(destination_ip, destination_port)
@@ -77,7 +102,30 @@ def connection_opened(connection: Connection, opened: int) -> Event:
         "TCPWATCHD_TCP_STATE": state.name,
         "TCPWATCHD_DIRECTION": "guessed" if guessed else "known",
     }
+    if owner is not NOBODY:
+        fields.update(list_owner_fields(owner, OWNER_FIELDS))
+        if with_owner:
+            fields["MESSAGE"] += describe_owner(owner)
+    if listener is not NOBODY:
+        fields.update(list_owner_fields(listener, LISTENER_FIELDS))
     return Event(opened, fields)
+
+
+def list_owner_fields(owner: Owner, names: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """What is known of it."""
+    known = zip(Owner._fields, owner)
+    return [(names[name], str(value)) for name, value in known if value is not None and name in names]
+
+
+def describe_owner(owner: Owner) -> str:
+    """As for people: " (curl[4242], alice, cron.service)", as far as it is known."""
+    process = owner.name or ""
+    if owner.process is not None:
+        process += f"[{owner.process}]"
+    user = owner.user_name or ("" if owner.user is None else f"user {owner.user}")
+    unit = owner.user_unit or owner.unit
+    words = [word for word in (process, user, unit) if word]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def watch_started(version: str, interval: float, ipv6: bool, now: int) -> Event:
@@ -97,11 +145,17 @@ def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
     return _own(now, WATCH_STOPPED, WARNING if totals["unwritten"] else INFO, message, **fields)
 
 
-def trace_used(path: str, buffer_kb: int | None, now: int) -> Event:
-    """`buffer_kb` is for one CPU, None where they differ."""
+def trace_used(
+    path: str, buffer_kb: int | None, tells_owners: bool, no_owners: str | None, now: int
+) -> Event:
+    """`buffer_kb` is for one CPU, None where they differ; `no_owners`: why owners are not told, if known."""
     size = f"{buffer_kb} KiB a CPU" if buffer_kb else "buffers of several sizes"
     message = f"The kernel's trace is in use: every connection is reported when it opens ({path}, {size})"
-    return _own(now, TRACE_USED, INFO, message)
+    if not tells_owners:
+        message += "; who owns it is only known of a process that can still be found"
+    if no_owners:
+        message += f": {no_owners}"
+    return _own(now, TRACE_USED, INFO, message, TCPWATCHD_OWNERS="kernel" if tells_owners else "proc")
 
 
 def trace_unavailable(reason: str, now: int) -> Event:

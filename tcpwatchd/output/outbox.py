@@ -31,8 +31,12 @@ SMALLEST_STEP = 1_000_000
 class Outbox:
     """Holds connections as they are, and makes their events when they are written."""
 
-    def __init__(self, sink: Sink, read_offset: Callable[[], int] = read_offset) -> None:
+    def __init__(
+        self, sink: Sink, read_offset: Callable[[], int] = read_offset, message_owner: bool = False
+    ) -> None:
+        """`message_owner`: whether the message of a connection ends with its owner."""
         self._sink = sink
+        self._message_owner = message_owner
         self._read_offset = read_offset
         self._offset = read_offset()
         self.fileno = sink.fileno
@@ -91,7 +95,7 @@ class Outbox:
         waiting, is_ready, write = self.waiting, self._sink.is_ready, self._sink.write
         while waiting and left and not self.stuck:
             item = waiting[0]
-            if is_ready() and write(make_event(item, offset)):
+            if is_ready() and write(make_event(item, offset, self._message_owner)):
                 waiting.popleft()
                 left -= 1
                 self._events += 1
@@ -125,8 +129,8 @@ def count_lost(event: Event) -> int:
     )
 
 
-def make_event(item: Connection | Event, offset: int) -> Event:
+def make_event(item: Connection | Event, offset: int, message_owner: bool) -> Event:
     """`offset` is what CLOCK_REALTIME is ahead of CLOCK_BOOTTIME, in nanoseconds."""
     if isinstance(item, Connection):
-        return connection_opened(item, (item.time + offset) // MICROSECOND)
+        return connection_opened(item, (item.time + offset) // MICROSECOND, message_owner)
     return item

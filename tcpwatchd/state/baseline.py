@@ -9,11 +9,26 @@ from __future__ import annotations
 from binascii import crc32
 from typing import Any, NamedTuple
 
-from tcpwatchd.connection import Connection, End, Endpoint, Known, Row, TcpState, Transition
+from tcpwatchd.connection import (
+    NOBODY,
+    Caller,
+    Connection,
+    End,
+    Endpoint,
+    Known,
+    Listener,
+    Owner,
+    OwnersKnown,
+    Row,
+    Socket,
+    TcpState,
+    Transition,
+)
 from tcpwatchd.output.event import Event
 
 MAGIC = b"tcpwatchd-baseline 1 "
 ENDPOINT_LENGTHS = (6, 18)
+OWNER_NUMBERS = {"user", "process", "thread", "network"}
 
 
 class BaselineError(ValueError):
@@ -44,6 +59,7 @@ class Baseline(NamedTuple):
     """The slices of both tables."""
     unsound_since: int | None = None
     """Since when the instance was not what it should be, in microseconds since the epoch."""
+    owners: OwnersKnown = OwnersKnown({}, {})
 
 
 def format_baseline(baseline: Baseline) -> bytes:
@@ -85,7 +101,7 @@ def _simplify(baseline: Baseline) -> list[Any]:
     return [
         *baseline[:4],
         list(baseline.taken.items()),
-        [[*t[:4], t.end.local.hex(), t.end.remote.hex(), t.pid] for t in baseline.deferred],
+        [_simplify_transition(transition) for transition in baseline.deferred],
         [
             known.first,
             known.open,
@@ -93,7 +109,10 @@ def _simplify(baseline: Baseline) -> list[Any]:
             [f"{_join(end)} {when} {told}" for end, (when, told) in known.awaiting_row.items()],
             [_simplify_away(end, row) for end, row in known.absent.items()],
             [f"{_join(end)} {n} {until}" for end, (n, until) in known.unpaired.items()],
-            [[socket, remote.hex(), begun] for socket, (remote, begun) in known.handshakes.items()],
+            [
+                [socket, remote.hex(), *_simplify_caller(caller)]
+                for socket, (remote, caller) in known.handshakes.items()
+            ],
             [[_simplify_item(connection), held] for connection, held in known.reports],
             [_simplify_away(row.end, row) for row in known.older_prints],
             [f"{_join(end)} {when}" for end, when in known.polled_ahead.items()],
@@ -101,7 +120,21 @@ def _simplify(baseline: Baseline) -> list[Any]:
         [_simplify_item(item) for item in baseline.waiting],
         baseline.counters,
         baseline.unsound_since,
+        [[number, path.hex()] for number, path in baseline.owners.groups.items()],
+        [
+            [skaddr, one.endpoint.hex(), one.socket, *one[2:]]
+            for skaddr, one in baseline.owners.listeners.items()
+        ],
     ]
+
+
+def _simplify_transition(transition: Transition) -> list[Any]:
+    *head, end, thread, name, socket = transition
+    return [*head, end.local.hex(), end.remote.hex(), thread, name and name.hex(), socket]
+
+
+def _simplify_caller(caller: Caller) -> list[Any]:
+    return [caller.time, caller.thread, None if caller.name is None else caller.name.hex()]
 
 
 def _join(end: End) -> str:
@@ -109,14 +142,18 @@ def _join(end: End) -> str:
 
 
 def _simplify_away(end: End, row: Row | None) -> str:
-    return _join(end) + (f" {row.state:d} {row.inode}" if row else "")
+    return _join(end) + (f" {row.state:d} {row.inode} {row.user}" if row else "")
 
 
 def _simplify_item(item: Connection | Event) -> str | list[Any]:
     if isinstance(item, Event):
         return [item.time, dict(item.fields)]
-    source, destination, direction, state, detected_by, time, guessed = item
-    return f"{source.hex()} {destination.hex()} {direction} {state:d} {detected_by} {time} {guessed:d}"
+    source, destination, direction, state, detected_by, time, guessed, *owners = item
+    words = f"{source.hex()} {destination.hex()} {direction} {state:d} {detected_by} {time} {guessed:d}"
+    if not any(owners[:3]) and item.owner == item.listener == NOBODY:
+        return words
+    caller = None if item.caller is None else _simplify_caller(item.caller)
+    return [words, item.opener, item.acceptor, caller, item.owner, item.listener]
 
 
 def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
@@ -124,7 +161,7 @@ def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
     anything else.
     """
     saved, generation, instance, drained, taken, deferred, known, waiting, counters, *later = head
-    unsound_since = later[0] if later else None
+    unsound_since, *owners = later or [None]
     return Baseline(
         int(saved),
         int(generation),
@@ -137,6 +174,7 @@ def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
         [int(count) for count in counters],
         blocks,
         None if unsound_since is None else int(unsound_since),
+        _restore_owners(*owners),
     )
 
 
@@ -160,8 +198,8 @@ def _restore_known(
         {_restore_end(*words[:2]): _restore_awaiting(*words[2:]) for words in map(_split, awaiting_row)},
         {_restore_end(*words[:2]): _restore_row(*words) for words in map(_split, absent)},
         {_restore_end(*words): (int(n), int(until)) for *words, n, until in map(_split, unpaired)},
-        {int(socket): (_restore_endpoint(to), int(sum(begun))) for socket, to, *begun in handshakes},
-        [(_restore_connection(words), bool(held)) for words, held in reports],
+        {int(socket): (_restore_endpoint(to), _restore_caller(*who)) for socket, to, *who in handshakes},
+        [(_restore_connection(item), bool(held)) for item, held in reports],
         frozenset(row for words in map(_split, older_prints) if (row := _restore_row(*words))),
         {_restore_end(*words): int(when) for *words, when in map(_split, polled_ahead)},
     )
@@ -186,25 +224,72 @@ def _restore_awaiting(when: str, told: str = "1") -> tuple[int, int]:
     return int(when), int(told)
 
 
-def _restore_row(local: str, remote: str, state: str = "", inode: str = "") -> Row | None:
-    return Row(_restore_end(local, remote), TcpState(int(state)), int(inode)) if state else None
+def _restore_row(local: str, remote: str, state: str = "", inode: str = "", user: str = "0") -> Row | None:
+    return Row(_restore_end(local, remote), TcpState(int(state)), int(inode), int(user)) if state else None
 
 
 def _restore_transition(
-    time: int, skaddr: int, old: int, new: int, local: str, remote: str, pid: int
+    time: Any,
+    skaddr: Any,
+    old: Any,
+    new: Any,
+    local: Any,
+    remote: Any,
+    thread: Any,
+    name: Any = None,
+    socket: Any = None,
 ) -> Transition:
     end = End(*(Endpoint(bytes.fromhex(text)) for text in (local, remote)))  # empty for a socket that closes
-    return Transition(int(time), int(skaddr), TcpState(old), TcpState(new), end, int(pid))
+    states = TcpState(old), TcpState(new)
+    names = None if name is None else bytes.fromhex(name)
+    return Transition(int(time), int(skaddr), *states, end, int(thread), names, _restore_socket(socket))
+
+
+def _restore_socket(socket: Any) -> Socket | None:
+    return None if socket is None else Socket(*map(int, socket))
+
+
+def _restore_caller(time: Any = 0, thread: Any = 0, name: Any = None) -> Caller:
+    return Caller(int(time), int(thread), None if name is None else bytes.fromhex(name))
+
+
+def _restore_owner(*fields: Any) -> Owner:
+    kinds: list[Any] = [int if name in OWNER_NUMBERS else str for name in Owner._fields]
+    return Owner._make(None if field is None else kind(field) for kind, field in zip(kinds, fields))
+
+
+def _restore_owners(groups: Any = (), listeners: Any = ()) -> OwnersKnown:
+    return OwnersKnown(
+        {int(number): bytes.fromhex(path) for number, path in groups},
+        {
+            int(skaddr): Listener(_restore_endpoint(endpoint), Socket(*map(int, socket)), *map(int, rest))
+            for skaddr, endpoint, socket, *rest in listeners
+        },
+    )
 
 
 def _restore_item(item: Any) -> Connection | Event:
-    if isinstance(item, str):
+    if isinstance(item, str) or isinstance(item[0], str):
         return _restore_connection(item)
     time, named = item
     return Event(int(time), {str(name): str(value) for name, value in named.items()})
 
 
-def _restore_connection(words: str) -> Connection:
+def _restore_connection(item: Any) -> Connection:
+    """Words, or a list of them and of what is known of its owners."""
+    if isinstance(item, str):
+        return _restore_ends(item)
+    words, opener, acceptor, caller, owner, listener = item
+    return _restore_ends(words)._replace(
+        opener=_restore_socket(opener),
+        acceptor=_restore_socket(acceptor),
+        caller=None if caller is None else _restore_caller(*caller),
+        owner=_restore_owner(*owner),
+        listener=_restore_owner(*listener),
+    )
+
+
+def _restore_ends(words: str) -> Connection:
     direction: Any
     detected_by: Any
     source, destination, direction, state, detected_by, time, *guessed = _split(words)

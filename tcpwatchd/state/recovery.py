@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.outbox import Outbox
+    from tcpwatchd.owners.owners import Owners
     from tcpwatchd.state.store import Log, Store
     from tcpwatchd.tracking.audit import Audit
     from tcpwatchd.tracking.tracker import Tracker
@@ -38,6 +39,7 @@ class Stages(NamedTuple):
     tables: Tables
     tracker: Tracker
     audit: Audit
+    owners: Owners
     outbox: Outbox
     trace: Trace | None
     decoder: Decoder | None
@@ -93,14 +95,15 @@ class Recovery:
         return resumed
 
     def _restore(self, baseline: Baseline, log: Log) -> Resumed:
-        tables, tracker, audit, outbox, trace, decoder = self._stages
+        tables, tracker, audit, owners, outbox, trace, decoder = self._stages
         tables.restore(baseline.blocks)
         tracker.restore(baseline.known)
         audit.restore(baseline.counters)
         waiting, written = split_written(baseline.waiting, log.written)
         outbox.add(waiting)
-        lost, last = self._replay(baseline, log)
         same_instance = trace is not None and trace.instance == baseline.instance
+        owners.restore(baseline.owners, same_instance)
+        lost, last = self._replay(baseline, log)
         # Whoever empties the buffers, as another clock does, makes the kernel count anew.
         trace_unbroken = (
             same_instance
@@ -118,7 +121,7 @@ class Recovery:
             tracker.follow(last.deferred, False, tables.holds)
             found = tracker.release(FOREVER)
         audit.add_found(found)
-        outbox.add(found)
+        outbox.add(map(owners.name, found))
         lost_reported = outbox.drop(written.connections, written.lost)
         if log.damage:
             self._report_unusable(BaselineError(log.damage))
@@ -142,6 +145,7 @@ class Recovery:
         decoder, lost = Decoder(log.formats, baseline.taken, baseline.deferred), 0
         for drain in log.drains:
             transitions, lost_before = decoder.decode(drain)
+            self._stages.owners.follow(decoder.take_groups(), transitions, lost_before > 0)
             self._stages.tracker.follow(transitions, lost_before > 0, self._stages.tables.holds, whole=False)
             lost += lost_before
         return lost, Progress(decoder.taken, decoder.deferred)
@@ -170,7 +174,7 @@ class Recovery:
         """Whether the store has all."""
         if not self._store.enabled:
             return False
-        tables, tracker, audit, outbox, trace, decoder = self._stages
+        tables, tracker, audit, owners, outbox, trace, decoder = self._stages
         with self._reporting_failure():
             if self.changed:
                 known = tracker.known
@@ -186,6 +190,7 @@ class Recovery:
                     counters=audit.counters,
                     blocks=tables.blocks,
                     unsound_since=self.unsound_since,
+                    owners=owners.known,
                 )
                 self._store.save(baseline, trace.formats if trace else None)
                 self._written_before_save = outbox.total

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, End, Row, TcpState, make
+from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, End, Row, Socket, TcpState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -224,8 +224,11 @@ class Comparison:
             accepted = self._guess_accepted(row.end, internal)
         source, destination = (remote, local) if accepted else (local, remote)
         direction: Direction = "internal" if internal else "ingress" if accepted else "egress"
+        here = find_owner(row)
+        there = find_owner(self._shown.get(flipped)) if internal else None
+        opener, acceptor = (there, here) if accepted else (here, there)
         fields = source, destination, direction, row.state, detected_by, self._snapshot.ended, guessed
-        return make(Connection, fields)
+        return Connection(*fields, opener, acceptor)
 
     def _guess_accepted(self, end: End, internal: bool) -> bool:
         """Connections of a server share its port; where that shows nothing, a server's is the lower one.
@@ -303,6 +306,11 @@ def rank_past(before: Row | None, row: Row) -> tuple[bool, bool, int, int]:
 def rank_last(row: Row) -> tuple[bool, int, int]:
     """Sorts rows of one end: one in TIME_WAIT was there before another."""
     return row.state != TcpState.TIME_WAIT, row.inode, row.state
+
+
+def find_owner(row: Row | None) -> Socket | None:
+    """All that a row tells of it is the user: of a socket that a process holds, and not where none does."""
+    return Socket(row.user, 0, 0) if row and row.inode > 0 else None
 
 
 def is_counted(row: Row) -> bool:

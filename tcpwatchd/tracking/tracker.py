@@ -8,15 +8,24 @@ stops listening must not turn its sessions round.
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tcpwatchd.connection import NOTHING_KNOWN, Connection, End, Known, TcpState, make
+from tcpwatchd.connection import (
+    NOBODY,
+    NOTHING_KNOWN,
+    Caller,
+    Connection,
+    End,
+    Known,
+    TcpState,
+    make,
+)
 from tcpwatchd.tracking.comparison import REMEMBERED, Comparison, Unpaired, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import Direction, Endpoint, Row, Snapshot, Transition
+    from tcpwatchd.connection import Direction, Endpoint, Row, Snapshot, Socket, Transition
 
     Holds = Callable[[End], int]
     """Tells the state of an end's row in the last snapshot, 0 if it has none."""
@@ -34,16 +43,21 @@ HOLD = 50_000_000
 """How long a connection opened here waits for its other end before it says egress, in nanoseconds."""
 FOREVER = 2**63
 """Later than anything is held."""
-NO_HANDSHAKE: tuple[Endpoint | None, int] = None, 0
+NO_HANDSHAKE: tuple[Endpoint | None, Caller] = None, Caller(0, 0, None)
 NOT_AWAITED = 0, 0
+NO_ADDRESSES: frozenset[bytes] = frozenset()
 MOST_AWAITING_ROW = 100_000
 """Ends reported by the trace between two snapshots before the next is overdue: memory is bounded."""
 
 
 class Tracker:
-    """Joins both sources: give it the transitions of a drain, then the snapshot that was read before it."""
+    """Joins both sources: give it the transitions of a drain, then the snapshot that was read before it.
 
-    def __init__(self) -> None:
+    `network` is the inode of the network namespace whose tables are polled.
+    """
+
+    def __init__(self, network: int = 0) -> None:
+        self._network = network
         self.addresses: frozenset[bytes] = frozenset()
         """This machine's own, packed: what goes there stays inside it, though its other end may come late."""
         self.restore(NOTHING_KNOWN)
@@ -83,6 +97,11 @@ class Tracker:
         )
 
     @property
+    def listeners(self) -> Counter[Endpoint]:
+        """How many rows of the last snapshot listen at each endpoint."""
+        return self._listeners
+
+    @property
     def awaiting_row(self) -> list[End]:
         """Ends that were reported and whose own row was not compared yet: the next snapshot shows them."""
         return list(self._awaiting_row)
@@ -104,18 +123,18 @@ class Tracker:
         if lossy:
             self.forget_handshakes()
         handshakes = self._handshakes
-        for when, skaddr, old, new, end, _ in transitions:
+        for when, skaddr, old, new, end, thread, name, socket in transitions:
             if new == SYN_SENT:
                 if not lossy:
-                    handshakes[skaddr] = end.remote, when
+                    handshakes[skaddr] = end.remote, make(Caller, (when, thread, name))
             elif new == CLOSE:
                 handshakes.pop(skaddr, None)
             elif new == ESTABLISHED or (old == SYN_RECV and new in ENDED_EARLY):
-                to, begun = handshakes.pop(skaddr, NO_HANDSHAKE)
-                if self._polled_ahead and self._polled_ahead.pop(end, 0) >= when:
+                to, caller = handshakes.pop(skaddr, NO_HANDSHAKE)
+                if self._polled_ahead and self._was_polled(end, when, socket, holds):
                     continue
                 opened = old == SYN_SENT or to == end.remote
-                self._establish(end, when, new, begun if opened else None, old == SYN_RECV, holds)
+                self._establish(end, when, new, caller if opened else None, old == SYN_RECV, socket, holds)
         if whole:
             self._polled_ahead.clear()
 
@@ -123,59 +142,101 @@ class Tracker:
         """The addresses of sockets that were connecting may be others' by now."""
         self._handshakes.clear()
 
+    def _is_elsewhere(self, socket: Socket) -> bool:
+        """Whether the socket is of another network namespace: none of its rows is in our tables."""
+        return socket.network != self._network != 0
+
+    def _was_polled(self, end: End, when: int, socket: Socket | None, holds: Holds) -> bool:
+        """Whether a poll found the connection of this end, of which a record comes only now."""
+        if socket and self._is_elsewhere(socket) and holds(end):
+            return False  # what the poll found is the same end of our own network
+        return self._polled_ahead.pop(end, 0) >= when
+
     def _establish(
         self,
         end: End,
         when: int,
         state: TcpState,
-        begun: int | None,
+        caller: Caller | None,
         received: bool,
+        socket: Socket | None,
         holds: Holds,
     ) -> None:
-        """`begun`: when the SYN of an end opened here was sent. `received`: the socket came from SYN_RECV."""
+        """`caller`: who sent the SYN of an end opened here. `received`: the socket came from SYN_RECV."""
         local, remote = end
         flipped = make(End, (remote, local))
-        opened, ended_early, awaiting = begun is not None, state != ESTABLISHED, self._awaiting_row
-        _, told = awaiting.get(end, NOT_AWAITED)
+        opened, ended_early, awaiting = caller is not None, state != ESTABLISHED, self._awaiting_row
+        elsewhere = socket is not None and self._is_elsewhere(socket)
+        _, told = NOT_AWAITED if elsewhere else awaiting.get(end, NOT_AWAITED)
         other_known = False
         if local != remote:
             if received:
                 # A Fast Open child that ends early can be told of before its opening end; a row of that one
                 # is older then.
                 second = self._unpaired.settle(flipped, when) or (
-                    not (opened or ended_early) and self._is_expected(end, flipped, holds)
+                    not (opened or ended_early) and self._is_expected(end, flipped, elsewhere, holds)
                 )
             else:
+                begun = caller.time if caller else 0
                 second = flipped in self._unpaired and self._is_opener(flipped, when, begun)
             if second:
-                awaiting[end] = when, told or 1
-                self._make_internal(flipped if received else end)
+                if not elsewhere:
+                    awaiting[end] = when, told or 1
+                elif awaiting.get(end, (0, 1))[1] == 0:
+                    del awaiting[end]  # a poll expected it, and it has no row here
+                if received:
+                    self._make_internal(flipped, {"acceptor": socket})
+                else:
+                    self._make_internal(end, {"opener": socket, "caller": caller})
                 return
-            other_known = self._is_known(flipped, holds)
+            other_known = not elsewhere and self._is_known(flipped, holds)
             if other_known:
                 _, other_told = awaiting.get(flipped, NOT_AWAITED)
                 awaiting[flipped] = when, other_told or 1
-        awaiting[end] = when, told + 1
-        internal = is_local(end, self.addresses)
+        if not elsewhere:
+            awaiting[end] = when, told + 1
+        self._report(end, when, state, caller, socket, elsewhere, other_known)
+
+    def _report(
+        self,
+        end: End,
+        when: int,
+        state: TcpState,
+        caller: Caller | None,
+        socket: Socket | None,
+        elsewhere: bool,
+        other_known: bool,
+    ) -> None:
+        """Of a pair the end that was told of first."""
+        local, remote = end
+        opened, ended_early = caller is not None, state != ESTABLISHED
+        internal = is_local(end, NO_ADDRESSES if elsewhere else self.addresses)
         if opened or ended_early:
             # What was accepted with these ports before came from elsewhere, and this is the other half of a
             # transparent proxy; or it has closed, and its successor comes at once.
             brief = opened and other_known and not internal
             self._unpaired.add(end, when, HOLD if brief else REMEMBERED)
         direction: Direction = "internal" if internal else "egress" if opened else "ingress"
-        source, destination = end if opened else flipped
-        fields = source, destination, direction, state, "trace", when, False
-        self._enqueue(make(Connection, fields), (opened or ended_early) and not internal)
+        source, destination = end if opened else (remote, local)
+        opener, acceptor = (socket, None) if opened else (None, socket)
+        if local == remote:
+            acceptor = socket
+        fields = source, destination, direction, state, "trace", when, False, opener, acceptor, caller
+        # One that stays here has a second owner, if records tell of owners.
+        held = (opened or ended_early) and local != remote and (not internal or socket is not None)
+        self._enqueue(make(Connection, (*fields, NOBODY, NOBODY)), held)
 
-    def _is_expected(self, end: End, flipped: End, holds: Holds) -> bool:
+    def _is_expected(self, end: End, flipped: End, elsewhere: bool, holds: Holds) -> bool:
         """Whether a poll knows the other end of an accepted one, which is then new, or expected by it."""
+        if elsewhere:
+            return end in self._awaiting_row and self._awaiting_row[end][1] == 0 and not holds(end)
         if not self._is_open(flipped, holds):
             return False
         if end in self._awaiting_row:
             return self._awaiting_row[end][1] == 0
         return not self._is_known(end, holds)
 
-    def _is_opener(self, flipped: End, when: int, begun: int | None) -> bool:
+    def _is_opener(self, flipped: End, when: int, begun: int) -> bool:
         """Whether a Fast Open child was told of before its opening end, but not before that one's SYN."""
         told_since = self._unpaired.is_told_since(flipped, begun or when - HOLD)
         return told_since and self._unpaired.settle(flipped, when)
@@ -201,7 +262,7 @@ class Tracker:
                 self._held[end] = [report]
         self._queue.append(report)
 
-    def _make_internal(self, opened: End) -> None:
+    def _make_internal(self, opened: End, other_end: dict[str, Any]) -> None:
         """A report that is held for its other end has it: both are on this machine."""
         reports = self._held.pop(opened, None)
         if reports:
@@ -209,7 +270,7 @@ class Tracker:
             if reports:
                 self._held[opened] = reports
             report.held = False
-            report.connection = report.connection._replace(direction="internal")
+            report.connection = report.connection._replace(direction="internal", **other_end)
 
     def release(self, now: int, at_least: int = 0) -> list[Connection]:
         """What can be reported, in the order of time: a report is held a moment for its other end.

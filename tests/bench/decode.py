@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tcpwatchd.__main__ import COLLECT_AFTER
-from tcpwatchd.kernel.instance import remove, set_up
 from tcpwatchd.kernel.pages import Decoder
+from tcpwatchd.kernel.setup import remove, set_up
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.tracking.tracker import Tracker
 from tcpwatchd.watch import DRAIN_EVERY
@@ -27,7 +27,7 @@ RATE, SECONDS, ROUNDS = "10000", "2", 7
 
 def main() -> None:
     gc.set_threshold(COLLECT_AFTER)
-    path = set_up("tcpwatchd-bench", 8192)
+    path = set_up("tcpwatchd-bench", 8192).path
     trace, drains = Trace(path), []
     with Namespace() as host:
         traffic = Traffic(host.pid, "churn", RATE, SECONDS)

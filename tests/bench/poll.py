@@ -27,6 +27,7 @@ sys.path.insert(0, str(PROJECT))
 
 from tcpwatchd.__main__ import COLLECT_AFTER  # noqa: E402
 from tcpwatchd.kernel.tables import Tables  # noqa: E402
+from tcpwatchd.owners.owners import Owners  # noqa: E402
 from tcpwatchd.pipeline import Pipeline  # noqa: E402
 from tcpwatchd.state.store import Store  # noqa: E402
 from tcpwatchd.tracking.tracker import Tracker  # noqa: E402
@@ -145,7 +146,7 @@ def measure_real(address: str, rows: int) -> None:
     time.sleep(SETTLED)
     gc.set_threshold(COLLECT_AFTER)
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = Pipeline(Nowhere(), Store(folder), None)
+        pipeline = Pipeline(Nowhere(), Store(folder), None, Owners(0))
         pipeline.resume()
         pipeline.poll()
         while pipeline.outbox.waiting:

@@ -15,7 +15,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from tcpwatchd.kernel.instance import remove, set_up  # noqa: E402
+from tcpwatchd.kernel.setup import remove, set_up  # noqa: E402
 from tests.bench.figures import INTERPRETER, summarize  # noqa: E402
 from tests.namespace import Namespace, run  # noqa: E402
 
@@ -45,7 +45,7 @@ def main() -> None:
         with_trace, without = [], []
         for _ in range(PAIRS):
             without.append(float(run(*command).stdout))
-            path = set_up(f"tcpwatchd-bench-{os.getpid()}", 512)
+            path = set_up(f"tcpwatchd-bench-{os.getpid()}", 512).path
             with_trace.append(float(run(*command).stdout))
             remove(path)
     ratios = [traced / bare for traced, bare in zip(with_trace, without)]

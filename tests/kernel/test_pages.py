@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcpwatchd.clock import boot_ns
-from tcpwatchd.kernel.instance import EVENT, TraceError, read_online_cpus
+from tcpwatchd.kernel.instance import TRACEPOINT, TraceError, read_online_cpus
 from tcpwatchd.kernel.pages import (
     Decoder,
     Layout,
     decode_page,
     find_loss,
+    find_records,
     read_layout,
-    split_mixed,
     split_uniform,
     trim,
 )
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return read_layout(read_formats(make_instance(tmp_path_factory.mktemp("instance"), b"")))
+    return read_layout(read_formats(make_instance(tmp_path_factory.mktemp("instance"), b""), TRACEPOINT))
 
 
 def decode(layout: Layout, *entries: bytes) -> list[tuple[int, int]]:
@@ -47,7 +47,7 @@ def decode(layout: Layout, *entries: bytes) -> list[tuple[int, int]]:
 
 def test_a_record(layout: Layout) -> None:
     (found,) = decode_page(page(1000, record(9, 5)), layout)[0]
-    assert (found.time, found.skaddr, found.pid) == (1005, 9, 77)
+    assert (found.time, found.skaddr, found.thread) == (1005, 9, 77)
     assert (found.old.name, found.new.name) == ("SYN_SENT", "ESTABLISHED")
     assert (str(found.end.local), str(found.end.remote)) == ("10.0.0.1:5000", "10.0.0.2:80")
 
@@ -141,18 +141,18 @@ def test_a_damaged_page_loses_its_own_records_alone(tmp_path: Path) -> None:
 
 def test_a_kernel_with_another_layout_is_refused(tmp_path: Path) -> None:
     path = make_instance(tmp_path, b"")
-    text = (tmp_path / EVENT / "format").read_text()
-    (tmp_path / EVENT / "format").write_text(text.replace("oldstate", "laststate"))
+    text = (tmp_path / TRACEPOINT / "format").read_text()
+    (tmp_path / TRACEPOINT / "format").write_text(text.replace("oldstate", "laststate"))
     with pytest.raises(TraceError, match="unknown layout"):
         Trace(path)
 
 
 def test_fields_in_another_order_are_read_by_their_offsets(tmp_path: Path) -> None:
     path = make_instance(tmp_path, b"")
-    text = (tmp_path / EVENT / "format").read_text()
+    text = (tmp_path / TRACEPOINT / "format").read_text()
     swapped = text.replace("oldstate;", "x;").replace("newstate;", "oldstate;").replace("x;", "newstate;")
-    (tmp_path / EVENT / "format").write_text(swapped)
-    (found,) = decode_page(page(1000, record(9)), read_layout(read_formats(path)))[0]
+    (tmp_path / TRACEPOINT / "format").write_text(swapped)
+    (found,) = decode_page(page(1000, record(9)), read_layout(read_formats(path, TRACEPOINT)))[0]
     assert (found.old.name, found.new.name) == ("ESTABLISHED", "SYN_SENT")
 
 
@@ -173,16 +173,17 @@ def test_the_short_way_and_the_long_way_agree(deltas: list[int], rest: bytes) ->
         assert short is None
     else:
         assert short is not None
-        times, records, _ = split_mixed(data, 1000, LAYOUT)
+        times, places = find_records(data, 1000)
+        records = [LAYOUT.entry.unpack_from(data, place) for place in places]
         assert (list(short[0]), list(short[1])) == (times, records)
 
 
-LAYOUT = read_layout(read_formats(str(FIXTURE)))
+LAYOUT = read_layout(read_formats(str(FIXTURE), TRACEPOINT))
 
 
 def test_the_count_of_lost_records_is_a_long_of_the_kernel(tmp_path: Path) -> None:
     """4 bytes, and the length of the data too, on a kernel of 32 bits."""
-    formats = read_formats(make_instance(tmp_path, b""))
+    formats = read_formats(make_instance(tmp_path, b""), TRACEPOINT)
     narrow = re.sub(r"(commit;\s*offset:8;\s*size:)8", r"\g<1>4", formats.page)
     narrow = re.sub(r"(data;\s*offset:)16(;\s*size:)\d+", r"\g<1>12\g<2>4084", narrow)
     layout = read_layout(formats._replace(page=narrow))

@@ -12,20 +12,18 @@ import pytest
 
 from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import TcpState, Transition
+from tcpwatchd.kernel import instance
 from tcpwatchd.kernel.instance import (
-    EVENT,
-    SETTINGS,
+    TRACEPOINT,
     TRACING,
     TraceError,
     format_mask,
     open_to_all,
     read_file,
-    remove,
-    remove_stale,
-    set_up,
     write_file,
 )
 from tcpwatchd.kernel.pages import Decoder
+from tcpwatchd.kernel.setup import remove, remove_stale, set_up
 from tcpwatchd.kernel.trace import Trace
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ RESET = struct.pack("ii", 1, 0)
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    made = set_up(NAME, 512)
+    made = set_up(NAME, 512).path
     yield made
     remove(made)
 
@@ -94,7 +92,7 @@ def test_the_life_of_a_connection(path: str, server: socket.socket) -> None:
     assert all(began < t.time < boot_ns() for t in found)
     assert [t.time for t in found] == sorted(t.time for t in found)
     assert found[0].skaddr == found[1].skaddr != found[2].skaddr
-    assert found[0].pid == os.getpid()
+    assert found[0].thread == os.getpid()
     assert str(found[1].end.remote) == f"127.0.0.1:{here}"
 
 
@@ -142,8 +140,8 @@ def test_a_second_set_up_empties_nothing(path: str, server: socket.socket) -> No
     [
         ("trace_clock", "local"),
         ("tracing_on", "0"),
-        (f"{EVENT}/enable", "0"),
-        (f"{EVENT}/filter", "protocol==7"),
+        (f"{TRACEPOINT}/enable", "0"),
+        (f"{TRACEPOINT}/filter", "protocol==7"),
     ],
 )
 def test_a_half_made_instance_is_refused_and_repaired(path: str, file: str, value: str) -> None:
@@ -159,7 +157,7 @@ def test_two_readers_do_not_steal_from_each_other(path: str, server: socket.sock
     for intrude in (lambda: Trace(path), lambda: set_up(NAME, 64)):
         with pytest.raises(TraceError, match="another process"):
             intrude()
-    other = Trace(set_up(f"{NAME}-2", 64))
+    other = Trace(set_up(f"{NAME}-2", 64).path)
     open_one(server)
     assert len(ours(drain(trace)[0], server)) == len(ours(drain(other)[0], server)) > 0
     for reader in (trace, other):
@@ -179,7 +177,7 @@ def test_buffers_have_a_bound(path: str) -> None:
 
 
 def test_lost_records_are_counted_exactly(server: socket.socket) -> None:
-    path = set_up(f"{NAME}-small", 16)
+    path = set_up(f"{NAME}-small", 16).path
     trace = Trace(path)
     written = -sum(read_written(str(cpu)) for cpu in cpus(path))
     for _ in range(1000):
@@ -203,7 +201,7 @@ def read_written(cpu: str) -> int:
 
 def test_stale_instances_are_removed() -> None:
     pid = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
-    stale, living = set_up(f"tcpwatchd-{pid}", 16), set_up(f"tcpwatchd-{os.getpid()}", 16)
+    stale, living = set_up(f"tcpwatchd-{pid}", 16).path, set_up(f"tcpwatchd-{os.getpid()}", 16).path
     remove_stale()
     assert (os.path.exists(stale), os.path.exists(living)) == (False, True)
     remove(living)
@@ -219,7 +217,7 @@ def test_buffers_that_differ_are_set_up_again(path: str) -> None:
 
 
 def test_an_instance_that_cannot_be_set_up_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SETTINGS, f"{EVENT}/filter", "no such field == 1")
+    monkeypatch.setattr(instance, "FILTER", "no such field == 1")
     with pytest.raises(TraceError, match="filter"):
         set_up(f"{NAME}-3", 64)
     assert not os.path.exists(f"{TRACING}/instances/{NAME}-3")

@@ -7,9 +7,11 @@ from binascii import crc32
 
 import pytest
 
+from tcpwatchd.connection import Caller
 from tcpwatchd.state.baseline import MAGIC, BaselineError, format_baseline, parse_baseline
 from tests.kept import END, make_baseline, make_full
 
+UNKNOWN = Caller(0, 0, None)
 FULL = format_baseline(make_full())
 
 
@@ -39,14 +41,15 @@ def test_what_an_older_version_kept() -> None:
     known[3] = [text.rpartition(" ")[0] for text in known[3]]
     known[6] = [handshake[:2] for handshake in known[6]]
     del known[8:]
-    known[7] = [[words.rpartition(" ")[0], held] for words, held in known[7]]
-    del fields[9]
+    known[7] = [[words.rpartition(" ")[0], held] for words, held in known[7] if isinstance(words, str)]
+    del fields[9:12]
     body = b"\n".join([json.dumps(fields).encode(), *rows])
     found = parse_baseline(b"%b%08x\n%b" % (header[: len(MAGIC)], crc32(body), body))
     assert found.unsound_since is None
     assert found.known == make_full().known._replace(
         awaiting_row={END: (7, 1)},
-        handshakes={socket: (to, 0) for socket, (to, _) in make_full().known.handshakes.items()},
+        handshakes={skaddr: (to, UNKNOWN) for skaddr, (to, _) in make_full().known.handshakes.items()},
         older_prints=frozenset(),
         polled_ahead={},
+        reports=make_full().known.reports[:1],
     )

@@ -14,6 +14,7 @@ from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import End, TcpState, Transition
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
+from tcpwatchd.owners.owners import Owners
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.state.store import Store
 from tests.model import TICK, Kernel, Step, pack
@@ -78,7 +79,9 @@ class Machine:
         self._ring.count(read=False)
         self._trace = Trace(str(self._folder / "trace"))
         self._store = Store(str(self._folder / "run"))
-        self.pipeline = Pipeline(self.reader, self._store, self._trace, root=str(self._folder / "net"))
+        self.pipeline = Pipeline(
+            self.reader, self._store, self._trace, Owners(0), root=str(self._folder / "net")
+        )
         self.pipeline.resume()
         self._ring.count(read=True)
         self._poll(0, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd.kernel.instance import EVENT, FILTER
+from tcpwatchd.kernel.instance import FILTER, TRACEPOINT
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import TRACING, wait_until
@@ -135,11 +135,11 @@ def test_without_the_trace_unit_it_polls_and_says_so(service: Container) -> None
 def test_an_instance_that_another_version_made_goes_on(service: Container) -> None:
     """With the restart that an upgrade makes, and without a hand."""
     before = INSTANCE.stat().st_ino
-    (INSTANCE / EVENT / "filter").write_text("protocol==6 && newstate==1")
+    (INSTANCE / TRACEPOINT / "filter").write_text("protocol==6 && newstate==1")
     (INSTANCE / "buffer_size_kb").write_text("64")
     size = (INSTANCE / "buffer_size_kb").read_text()
     service.run("systemctl", "restart", "tcpwatchd")
-    assert (INSTANCE / EVENT / "filter").read_text().strip() == FILTER
+    assert (INSTANCE / TRACEPOINT / "filter").read_text().strip() == FILTER
     assert (INSTANCE / "buffer_size_kb").read_text() == size, "set by whoever made it"
     assert INSTANCE.stat().st_ino == before
     service.run("journalctl", "--sync")

@@ -1,0 +1,122 @@
+"""The event probe: the kernel's tracepoint of sockets' states, with more of the socket in each record.
+
+Root attaches it to the tracepoint (Documentation/trace/eprobetrace.rst), and the kernel stores what it names.
+Where in a socket that is, the kernel's own description of its types says. Probes are one list for the whole
+machine, and each instance of tracefs has all of them; the name says whose one is and what it fetches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from binascii import crc32
+
+from tcpwatchd.failure import Failure, describe
+from tcpwatchd.kernel.btf import Types
+from tcpwatchd.kernel.instance import FILTER, PROBES
+
+TYPES = "/sys/kernel/btf/vmlinux"
+MOST_BYTES = 64 * 1024 * 1024
+"""The descriptions of today's kernels have 4 to 10 MiB."""
+OLDEST = (6, 1)
+"""Event probes are in 5.15, and test before they fetch since 6.0; until 6.1 switching one on could crash."""
+GROUP_NAME = PROBES.rpartition("/")[2]
+LIST = "dynamic_events"
+
+
+class ProbeError(Failure):
+    """The owners of sockets are not to be had from the kernel; the text says why."""
+
+
+def describe_probe(instance: str) -> tuple[str, str]:
+    """The name and the definition of the probe of an instance. Raises ProbeError."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release is None or tuple(map(int, release.groups())) < OLDEST:
+        raise ProbeError("this needs Linux 6.1")
+    try:
+        with open(TYPES, "rb") as file:
+            fetched = list_fetched(Types(file.read(MOST_BYTES)))
+    except FileNotFoundError as error:
+        raise ProbeError(f"this kernel has no {TYPES}") from error
+    except (OSError, ValueError) as error:
+        raise ProbeError(f"{TYPES}: {describe(error)}") from error
+    definition = f"sock/inet_sock_set_state {' '.join(fetched)} if {FILTER}"
+    return f"{begin_name(instance)}{crc32(definition.encode()):08x}", definition
+
+
+def begin_name(instance: str) -> str:
+    return re.sub("[^A-Za-z0-9]", "_", instance) + "_"
+
+
+def list_fetched(types: Types) -> list[str]:
+    """What the kernel stores. Raises ValueError for a kernel that has none of it.
+
+    Addresses are read from the socket, mapped where it is of IPv4: arrays of the event come out wrong before
+    6.17, and a probe fetches 8 bytes at once.
+    """
+    find = types.find_offset
+    local, remote = find("sock.__sk_common.skc_v6_rcv_saddr"), find("sock.__sk_common.skc_v6_daddr")
+    listening, user = find("sock.__sk_common.skc_rcv_saddr"), find("sock.sk_uid")
+    group = find("kernfs_node.id"), find("cgroup.kn"), find("sock.sk_cgrp_data.cgroup")
+    network = find("net.ns.inum"), find("sock.__sk_common.skc_net.net")
+    return [
+        "skaddr=$skaddr:x64",
+        "oldstate=$oldstate:u8",
+        "newstate=$newstate:u8",
+        "sport=$sport:u16",
+        "dport=$dport:u16",
+        f"saddr_v6=+{local}($skaddr):x64",
+        f"saddr_v6_low=+{local + 8}($skaddr):x64",
+        f"daddr_v6=+{remote}($skaddr):x64",
+        f"daddr_v6_low=+{remote + 8}($skaddr):x64",
+        "family=$family:u16",
+        f"saddr=+{listening}($skaddr):u32",
+        f"uid=+{user}($skaddr):u32",
+        "cgroup=+{}(+{}(+{}($skaddr))):u64".format(*group),
+        "netns=+{}(+{}($skaddr)):u32".format(*network),
+        "comm=$comm:string",
+    ]
+
+
+def define(tracing: str, name: str, definition: str) -> None:
+    """Raises ProbeError."""
+    try:
+        append(tracing, f"e:{GROUP_NAME}/{name} {definition}")
+    except OSError as error:
+        if error.errno == errno.EEXIST:
+            return
+        reason = "this kernel has no event probes" if error.errno == errno.EINVAL else describe(error)
+        raise ProbeError(reason) from error
+
+
+def remove_probes(tracing: str, instance: str, but: str = "") -> None:
+    """Those of an instance, but for one; a probe that is switched on anywhere stays."""
+    for name in list_probes(tracing):
+        if re.fullmatch(f"{re.escape(begin_name(instance))}[0-9a-f]{{8}}", name) and name != but:
+            remove_probe(tracing, name)
+
+
+def remove_probe(tracing: str, name: str) -> None:
+    with contextlib.suppress(OSError):  # it is on in another instance, or was removed just now
+        append(tracing, f"-:{GROUP_NAME}/{name}")
+
+
+def list_probes(tracing: str) -> list[str]:
+    try:
+        return sorted(os.listdir(f"{tracing}/{PROBES}"))
+    except OSError:
+        return []
+
+
+def append(tracing: str, line: str) -> None:
+    """A whole line, to the list of the machine's dynamic events. Raises OSError that names the file."""
+    path = f"{tracing}/{LIST}"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,198 @@
+"""Proves an event probe by connections of our own: what it stores must be what we know of them.
+
+They go over loopback, in a network namespace of their own where one can be made, and are recorded by an
+instance of their own. Offsets that do not fit the running kernel are found out here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tcpwatchd.connection import TcpState, unmap
+from tcpwatchd.failure import describe
+from tcpwatchd.kernel.instance import (
+    PROBES,
+    TraceError,
+    set_buffer_size,
+    write_settings,
+)
+from tcpwatchd.kernel.pages import Decoder
+from tcpwatchd.kernel.probe import ProbeError
+from tcpwatchd.kernel.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tcpwatchd.connection import Endpoint, Transition
+
+PROOF_INSTANCE = "tcpwatchd-proof-"
+"""What begins the name of the instance; the PID follows."""
+PATIENCE = 5.0
+"""Seconds for the connections, and for their records."""
+USER = 65534
+"""Makes the connections where we may become another: a field that is always 0 would pass for root's."""
+NEW_NETWORK = 0x40000000
+"""CLONE_NEWNET (unshare(2))."""
+INTERFACE_UP = 1
+GET_FLAGS, SET_FLAGS = 0x8913, 0x8914
+"""SIOCGIFFLAGS and SIOCSIFFLAGS (netdevice(7))."""
+INITIAL_PIDS = "pid:[4026531836]"
+"""The initial PID namespace (include/linux/proc_ns.h)."""
+CONTROL_GROUPS = "/sys/fs/cgroup"
+
+
+class Made(NamedTuple):
+    """What the process that made the connections knows of them."""
+
+    ends: list[tuple[str, int, str, int, str]]
+    """Address and port of each client, then of its server, and the address where that one listens."""
+    user: int
+    network: int
+    group: int | None
+    """None without control groups of version 2."""
+    thread: int | None
+    """None outside the initial PID namespace."""
+    name: str
+
+
+def prove(tracing: str, event: str) -> None:
+    """Raises ProbeError when the event does not tell what it should."""
+    path = f"{tracing}/instances/{PROOF_INSTANCE}{os.getpid()}"
+    try:
+        os.mkdir(path)
+        try:
+            write_settings(path, f"{PROBES}/{event}")
+            set_buffer_size(path, 64)
+            trace = Trace(path)
+            try:
+                made = make_connections()
+                missing = find_missing(trace, made)
+            finally:
+                trace.close()
+        finally:
+            os.rmdir(path)
+    except (OSError, TraceError, ValueError) as error:
+        raise ProbeError(f"the event probe could not be tried: {describe(error)}") from error
+    if missing:
+        raise ProbeError(f"the event probe does not tell what it should on this kernel: {missing[0]}")
+
+
+def find_missing(trace: Trace, made: Made) -> list[str]:
+    """What was not recorded of what was expected, in words."""
+    decoder = Decoder(trace.formats, trace.taken)
+    expected, found = set(list_expected(made)), set[tuple[Any, ...]]()
+    give_up_at = time.monotonic() + PATIENCE
+    while not expected <= found and time.monotonic() < give_up_at:
+        transitions, _ = decoder.decode(trace.drain())
+        found.update(describe_transition(transition, made) for transition in transitions)
+        time.sleep(0.01)
+    return [" ".join(map(str, told)) for told in expected - found]
+
+
+def list_expected(made: Made) -> Iterator[tuple[Any, ...]]:
+    """As `describe_transition` describes them."""
+    owner = made.user, made.group, made.network
+    caller = made.thread, made.name
+    for client_ip, client_port, server_ip, server_port, listening in made.ends:
+        client, server = str(pack(client_ip, client_port)), str(pack(server_ip, server_port))
+        yield "listens", str(pack(listening, server_port)), "", *owner, *caller
+        yield "connects", "", server, *owner, *caller
+        yield "opened", client, server, *owner
+        yield "accepted", server, client, *owner
+
+
+def describe_transition(transition: Transition, made: Made) -> tuple[Any, ...]:
+    """What is proved of it; what is not known of the connections here is left out."""
+    _, _, old, new, end, thread, name, kept = transition
+    if kept is None:
+        return ()
+    owner = kept.user, kept.group if made.group is not None else None, kept.network
+    caller = thread if made.thread is not None else None, (name or b"").decode(errors="replace")
+    if new == TcpState.LISTEN:
+        return "listens", str(end.local), "", *owner, *caller
+    if new == TcpState.SYN_SENT:
+        return "connects", "", str(end.remote), *owner, *caller
+    if new == TcpState.ESTABLISHED:
+        made_by = "opened" if old == TcpState.SYN_SENT else "accepted"
+        return made_by, str(end.local), str(end.remote), *owner
+    return ()
+
+
+def pack(ip: str, port: int) -> Endpoint:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    return unmap(socket.inet_pton(family, ip) + port.to_bytes(2, "big"))
+
+
+def make_connections() -> Made:
+    """In a process of their own. Raises OSError and ValueError."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            signal.alarm(int(PATIENCE))
+            os.write(writer, json.dumps(connect_all()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    ends, *rest = json.loads(text)
+    return Made([tuple(four) for four in ends], *rest)
+
+
+def connect_all() -> Made:
+    """IPv4, IPv6 where there is any, and IPv4 between sockets of IPv6."""
+    with contextlib.suppress(OSError, ImportError, MemoryError):  # then the sandbox has a network of its own
+        enter_new_network()
+    with contextlib.suppress(OSError):
+        os.setresuid(USER, USER, USER)
+    ends = [connect(socket.AF_INET, "127.0.0.1", "127.0.0.1")]
+    for listening, to in (("::1", "::1"), ("::", "::ffff:127.0.0.1")):
+        with contextlib.suppress(OSError):  # no IPv6 here
+            ends.append(connect(socket.AF_INET6, listening, to))
+    initial = os.readlink("/proc/self/ns/pid") == INITIAL_PIDS
+    with open("/proc/self/comm") as file:
+        name = file.read().rstrip("\n")
+    network = os.stat("/proc/self/ns/net").st_ino
+    return Made(ends, os.getuid(), network, find_group(), os.getpid() if initial else None, name)
+
+
+def connect(family: int, listening: str, to: str) -> tuple[str, int, str, int, str]:
+    with socket.socket(family) as server, socket.socket(family) as client:
+        server.bind((listening, 0))
+        server.listen()
+        port = server.getsockname()[1]
+        client.connect((to, port))
+        with server.accept()[0]:
+            ip, local_port = client.getsockname()[:2]
+    return ip, local_port, to, port, listening
+
+
+def enter_new_network() -> None:
+    """Raises OSError where that is forbidden."""
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).unshare(NEW_NETWORK):
+        raise OSError(ctypes.get_errno(), "unshare")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", 0)
+        (flags,) = struct.unpack_from("H", fcntl.ioctl(any_socket, GET_FLAGS, request), 16)
+        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sH14x", b"lo", flags | INTERFACE_UP))
+
+
+def find_group() -> int | None:
+    """The number of our own control group, of version 2; None without one."""
+    if not os.path.exists(f"{CONTROL_GROUPS}/cgroup.controllers"):
+        return None
+    with open("/proc/self/cgroup") as file:
+        paths = [line.rstrip("\n")[3:] for line in file if line.startswith("0::")]
+    return os.stat(CONTROL_GROUPS + paths[0]).st_ino if paths else None

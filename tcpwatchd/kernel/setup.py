@@ -1,0 +1,153 @@
+"""Sets instances of tracefs up, with the event that tells most, and removes what was set up. As root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from typing import NamedTuple
+
+from tcpwatchd.kernel.instance import (
+    BUFFER_KB,
+    PROBES,
+    TRACEPOINT,
+    TraceError,
+    check,
+    explain,
+    find_event,
+    find_tracing,
+    lock,
+    read_file,
+    set_buffer_size,
+    write_settings,
+)
+from tcpwatchd.kernel.probe import (
+    ProbeError,
+    define,
+    describe_probe,
+    list_probes,
+    remove_probe,
+    remove_probes,
+)
+from tcpwatchd.kernel.proof import PROOF_INSTANCE, prove
+
+OWN_INSTANCE = "tcpwatchd-"
+"""What begins the name of an instance that a process makes for itself; its PID follows."""
+OF_PROCESS = re.compile(f"{OWN_INSTANCE}([0-9]+)|{PROOF_INSTANCE}([0-9]+)|tcpwatchd_([0-9]+)_[0-9a-f]{{8}}")
+"""Names of instances and probes that are of one process, with its PID."""
+
+
+class SetUp(NamedTuple):
+    """An instance that was set up."""
+
+    path: str
+    made: bool
+    """Whether there was none before."""
+    no_owners: str | None
+    """Why the kernel does not tell whose a socket is, if it does not."""
+
+
+def set_up(name: str, buffer_kb: int | None) -> SetUp:
+    """Make an instance, or repair one that stands. Raises TraceError.
+
+    `buffer_kb` is for one CPU; without it buffers that stand keep their size. An instance that was made and
+    cannot be set up is removed.
+    """
+    tracing = find_tracing()
+    if not os.path.isdir(f"{tracing}/instances"):
+        raise TraceError("this kernel allows no instances of its tracing (is it locked down?)")
+    path = f"{tracing}/instances/{name}"
+    event, no_owners = choose_event(tracing, name)
+    made = False
+    try:
+        standing = find_standing_event(path)
+        if standing not in (None, event):
+            # It holds records that nobody could read with the other's format, as after an upgrade.
+            try:
+                os.rmdir(path)
+            except OSError:  # somebody reads it
+                event = standing or event
+        with contextlib.suppress(FileExistsError):  # left by a crash, or the service's
+            os.mkdir(path)
+            made = True
+        held = lock(path)
+        try:
+            write_settings(path, event)
+            if made or buffer_kb is not None:
+                set_buffer_size(path, BUFFER_KB if buffer_kb is None else buffer_kb)
+        finally:
+            os.close(held)
+    except (OSError, ValueError) as error:
+        if made:
+            with contextlib.suppress(OSError):  # what it could not be set up for is told
+                remove(path)
+        raise TraceError(explain(error)) from error
+    remove_probes(tracing, name, but=os.path.basename(event))
+    return SetUp(path, made, no_owners)
+
+
+def choose_event(tracing: str, instance: str) -> tuple[str, str | None]:
+    """An event for this instance, defined and proved, and why it is only the tracepoint, if it is."""
+    try:
+        probe, definition = describe_probe(instance)
+        event = f"{PROBES}/{probe}"
+        if find_standing_event(f"{tracing}/instances/{instance}") != event:
+            define(tracing, probe, definition)
+            try:
+                prove(tracing, probe)
+            except ProbeError:
+                remove_probe(tracing, probe)
+                raise
+    except ProbeError as error:
+        return TRACEPOINT, str(error)
+    return event, None
+
+
+def find_standing_event(path: str) -> str | None:
+    """The event that is switched on in an instance; None if there is none, or no instance."""
+    event = find_event(path)
+    try:
+        return None if read_file(path, f"{event}/enable") == "0" else event
+    except OSError:
+        return None
+
+
+def find_fault(name: str) -> str | None:
+    """Why an instance that stands does not record what it should; None if it does, or none stands.
+
+    Raises TraceError where there is no tracing.
+    """
+    path = f"{find_tracing()}/instances/{name}"
+    try:
+        check(path, find_event(path))
+    except TraceError as error:
+        return str(error)
+    except OSError:
+        pass  # what cannot be read is told when it is set up
+    return None
+
+
+def remove(path: str) -> None:
+    """Remove an instance, its buffers and its event. Raises OSError: EBUSY while anybody reads it."""
+    os.rmdir(path)
+    folder, name = os.path.split(path)
+    remove_probes(os.path.dirname(folder), name)
+
+
+def remove_stale() -> None:
+    """Remove what processes that are no more made for themselves. Raises TraceError."""
+    tracing = find_tracing()
+    try:
+        names = os.listdir(f"{tracing}/instances") if os.path.isdir(f"{tracing}/instances") else []
+    except OSError as error:
+        raise TraceError(explain(error)) from error
+    for name in filter(is_stale, names):
+        with contextlib.suppress(OSError):  # somebody reads it, or removed it just now
+            remove(f"{tracing}/instances/{name}")
+    for name in filter(is_stale, list_probes(tracing)):
+        remove_probe(tracing, name)
+
+
+def is_stale(name: str) -> bool:
+    match = OF_PROCESS.fullmatch(name)
+    return match is not None and not os.path.exists(f"/proc/{next(filter(None, match.groups()))}")
