@@ -206,5 +206,9 @@ def offer_large() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    scenarios = {made.__name__: made for made in (late_cpu, lockdown, packaged, journald_stands_still)}
+    from tests.system.inside_owners import owners
+
+    scenarios = {
+        made.__name__: made for made in (late_cpu, lockdown, packaged, journald_stands_still, owners)
+    }
     Path("/results.json").write_text(json.dumps(scenarios[sys.argv[1]]()))

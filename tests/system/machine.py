@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KERNEL = "linux-image-cloud-amd64,initramfs-tools,udev,kmod,util-linux"
+KERNEL += ",dbus,libpam-systemd,systemd-container,passwd"
 SCENARIO_TIMEOUT, TIMEOUT = 220, 300
 """Seconds; after the first the machine still tells its journal, after the second it is switched off."""
 UNIT = """[Unit]

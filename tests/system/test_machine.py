@@ -76,3 +76,15 @@ def test_journald_stands_still(suite: str, tmp_path: Path) -> None:
     assert large["refused"] == [False] * OFFERS
     assert large["slowest"] < 1
     assert large["written"] == large["taken"] + 1
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
+    """Every user, unit, container, name and process of 500 clients, and every listener's user and unit."""
+    results = run_inside(suite, "owners", "", tmp_path)
+    print(results)
+    assert results["clients"] == 500
+    assert results["servers"] == 500
+    assert results["wrong"] == []
+    assert results["processes"] + results["threads"] == 500

@@ -1,0 +1,174 @@
+"""The scenario of owners: who connects and who listens, in units of many kinds, on a virtual machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.system.inside import OPENED, PATIENCE, run, start
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OWNERS = {"alice": 1001, "bob": 1002, "carol": 1003}
+OWNED = "/src/tests/system/owned.py"
+TRUTH = Path("/truth")
+SECONDS = 20
+SERVERS = {
+    7101: ("serve", "old.service", "alice"),
+    7102: ("fork", "forking.service", "bob"),
+    7103: ("serve", "one@a.service", "carol"),
+}
+"""Port: what serves there, as which unit and user. The first listens before the daemon starts."""
+BOTH, ACTIVATED = 7104, 7105
+"""Ports of two services that share one (SO_REUSEPORT), and of a socket unit."""
+
+
+def owners() -> dict[str, Any]:
+    """500 clients, and a kill and a restart of the daemon while they come."""
+    for user, number in OWNERS.items():
+        run("useradd", "--create-home", "--uid", str(number), user)
+    TRUTH.touch()
+    TRUTH.chmod(0o666)
+    start_servers()
+    start()
+    start_late_servers()
+    clients = start_clients()
+    time.sleep(SECONDS / 3)
+    run("systemctl", "kill", "--signal=KILL", "tcpwatchd")
+    time.sleep(SECONDS / 3)
+    run("systemctl", "restart", "tcpwatchd")
+    clients.wait(timeout=PATIENCE)
+    return compare_owners()
+
+
+def run_unit(unit: str, *command: str, user: str = "root", more: Sequence[str] = ()) -> None:
+    settings = [f"--unit={unit}", f"--uid={user}", f"--setenv=UNIT={unit}", f"--setenv=TRUTH={TRUTH}", *more]
+    run("systemd-run", "--quiet", "--collect", *settings, "/usr/bin/python3", OWNED, *command)
+
+
+def start_servers() -> None:
+    for port, (kind, unit, user) in SERVERS.items():
+        if unit == "old.service":
+            run_unit(unit, kind, str(port), user=user)
+    time.sleep(2)
+
+
+def start_late_servers() -> None:
+    for port, (kind, unit, user) in SERVERS.items():
+        if unit != "old.service":
+            run_unit(unit, kind, str(port), user=user)
+    # The port of two users is shared by nobody: the kernel allows it to one.
+    run_unit("both-a.service", "serve", str(BOTH), user="bob")
+    run_unit("both-b.service", "serve", str(BOTH), user="bob")
+    units = Path("/run/systemd/system")
+    (units / "activated.socket").write_text(f"[Socket]\nListenStream=[::]:{ACTIVATED}\n")
+    environment = f"TRUTH={TRUTH} UNIT=activated.service"
+    (units / "activated.service").write_text(format_service(environment, "activated"))
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "activated.socket")
+    time.sleep(3)
+
+
+def format_service(environment: str, *arguments: str) -> str:
+    command = " ".join(["/usr/bin/python3", OWNED, *arguments])
+    return f"[Service]\nEnvironment={environment}\nExecStart={command}\n"
+
+
+def start_clients() -> subprocess.Popen[bytes]:
+    """In a service, an instance of a template, a user's own unit, a scope and a container."""
+    ports = [str(port) for port in (*SERVERS, BOTH, ACTIVATED)]
+    many = ["clients", "100", str(SECONDS), *ports]
+    run_unit("web.service", *many, user="alice")
+    run_unit("job@x\\x2dy.service", *many, user="bob")
+    run("systemctl", "start", "user@1001.service")
+    folder = Path("/home/alice/.config/systemd/user")
+    folder.mkdir(parents=True)
+    expected = f"TRUTH={TRUTH} UNIT=user@1001.service USER_UNIT=mine.service"
+    (folder / "mine.service").write_text(format_service(expected, *many))
+    alice = [
+        "setpriv",
+        "--reuid=alice",
+        "--regid=alice",
+        "--clear-groups",
+        "env",
+        "XDG_RUNTIME_DIR=/run/user/1001",
+    ]
+    run(*alice, "systemctl", "--user", "start", "mine.service")
+    box = "systemd-nspawn --quiet --register=no --keep-unit --machine=box --directory=/ --volatile=yes"
+    known = {"TRUTH": TRUTH, "BOX": "box", "UNIT": "systemd-nspawn@box.service"}
+    box += f" --bind=/src --bind={TRUTH} " + " ".join(f"--setenv={name}={known[name]}" for name in known)
+    drop_in = Path("/run/systemd/system/systemd-nspawn@box.service.d/test.conf")
+    drop_in.parent.mkdir()
+    program = ["/usr/bin/python3", OWNED, *many]
+    drop_in.write_text(f"[Service]\nExecStart=\nExecStart={box} {' '.join(program)}\n")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "--no-block", "systemd-nspawn@box.service")
+    scope = ["systemd-run", "--quiet", "--scope", "--unit=shell.scope", "--uid=carol"]
+    environment = {**os.environ, "TRUTH": str(TRUTH), "UNIT": "shell.scope"}
+    return subprocess.Popen([*scope, *program], env=environment)
+
+
+def compare_owners() -> dict[str, Any]:
+    """What was reported of each connection that was written down."""
+    time.sleep(10)
+    run("journalctl", "--sync")
+    text = run("journalctl", "-o", "json", f"MESSAGE_ID={OPENED}")
+    reported: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for entry in map(json.loads, text.splitlines()):
+        ends = entry["SOURCE_IP"], entry["SOURCE_PORT"], entry["DESTINATION_PORT"]
+        reported.setdefault(ends, []).append(entry)
+    results: dict[str, Any] = {"kernel": run("uname", "-r").strip()}
+    results |= dict.fromkeys(("clients", "servers", "processes", "threads", "told again"), 0)
+    wrong: list[Any] = []
+    truths = list(map(json.loads, TRUTH.read_text().splitlines()))
+    for truth in truths:
+        is_client = "client" in truth
+        results["clients" if is_client else "servers"] += 1
+        entries = reported.get((*truth["client" if is_client else "accepted"], str(truth["server"])), [])
+        results["told again"] += max(0, len(entries) - 1) if is_client else 0
+        wrong += [] if entries else [("not reported", truth)]
+        for entry in entries:
+            found = list_faults(truth, entry) if is_client else list_faults_of_server(truth, entry)
+            wrong += [(fault, truth, entry) for fault in found]
+        if entries and is_client:
+            results["processes"] += "PROCESS_PID" in entries[0]
+            results["threads"] += "PROCESS_THREAD_ID" in entries[0]
+    results["units"] = Counter(truth["USER_UNIT"] or truth["UNIT"] for truth in truths)
+    results["wrong"] = wrong[:20]
+    results["faults"] = len(wrong)
+    results["warnings"] = run("journalctl", "-t", "tcpwatchd", "-p", "warning", "-o", "cat")
+    return results
+
+
+def list_faults(truth: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+    """Fields of who connects that are missing or wrong."""
+    expected = {
+        "PROCESS_USER_ID": str(truth["user"]),
+        "PROCESS_SYSTEMD_UNIT": truth["UNIT"],
+        "PROCESS_SYSTEMD_USER_UNIT": truth["USER_UNIT"],
+        "CONTAINER_ID": truth["BOX"],
+        "PROCESS_NAME": truth["name"].replace("\n", "\\n"),
+        "NETWORK_DIRECTION": "internal",
+    }
+    faults = [name for name, value in expected.items() if entry.get(name) != value]
+    if "process" in truth:
+        told = entry.get("PROCESS_PID"), entry.get("PROCESS_THREAD_ID")
+        if told not in ((str(truth["process"]), None), (None, str(truth["thread"]))):
+            faults.append("PROCESS_PID")
+    return faults
+
+
+def list_faults_of_server(truth: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+    """Of who listens. The socket of a socket unit is systemd's, whoever accepts at it."""
+    activated = truth["UNIT"] == "activated.service"
+    user, unit = (
+        ("0", entry.get("DESTINATION_SYSTEMD_UNIT")) if activated else (str(truth["user"]), truth["UNIT"])
+    )
+    expected = {"DESTINATION_USER_ID": user, "DESTINATION_SYSTEMD_UNIT": unit}
+    return [name for name, value in expected.items() if entry.get(name) != value]
