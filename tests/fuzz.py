@@ -20,11 +20,12 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports():
-    from tcpwatchd.kernel import pages, tables
+    from tcpwatchd.kernel import btf, pages, tables
     from tcpwatchd.kernel.rows import SKIPPED, Format
     from tcpwatchd.state import baseline, store
 
 from tcpwatchd.connection import Drain, Formats
+from tests.btf import PATHS, make_description
 from tests.kept import make_full
 from tests.ring import SIZE, make_settings, page, record, word
 from tests.table import HEADER4, endpoint4, endpoint6, row
@@ -35,6 +36,7 @@ LINE = re.compile(
     rb"[0-9A-F]{8}:[0-9A-F]{8} [0-9A-F]{2}:[0-9A-F]{8} [0-9A-F]{8} +[0-9]{1,10} +0 ([0-9]{1,10}) .*"
 )
 HEAD = 13 + 1 + 13 + 1 + 2
+HEAD_OF_TYPES = btf.HEADER.size
 
 
 def fuzz_table(text: bytes) -> None:
@@ -97,6 +99,23 @@ def fuzz_log(body: bytes) -> None:
     assert again == log._replace(damage=None)
 
 
+def fuzz_types(text: bytes) -> None:
+    """As they are, and behind the head of a description that is sound."""
+    whole = make_description()
+    for described in (text, whole[:HEAD_OF_TYPES] + text + whole[HEAD_OF_TYPES + len(text) :]):
+        try:
+            types = btf.Types(described)
+        except ValueError:
+            continue
+        for path in PATHS:
+            try:
+                offset = types.find_offset(path)
+            except ValueError:
+                continue
+            assert 0 <= offset < 2**32
+            assert all(name.encode() + b"\0" in described for name in path.split(".")), path
+
+
 def read_formats() -> Formats:
     make_settings(FOLDER)
     events = FOLDER / "events"
@@ -115,11 +134,13 @@ def make_seeds(target: str) -> list[bytes]:
         "page": [page(9, record(1), word(29, 0)), page(9, word(30, 1) + bytes(4), record(2))],
         "baseline": [full.partition(b"\n")[2]],
         "log": [drain, mark, store.FORMATS + b"a\0b\0c", store.frame(drain[:1], drain[1:])],
+        "types": [make_description(), make_description()[HEAD_OF_TYPES:]],
     }[target]
 
 
 FORMATS = read_formats()
 TARGETS = {"table": fuzz_table, "page": fuzz_page, "baseline": fuzz_baseline, "log": fuzz_log}
+TARGETS["types"] = fuzz_types
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)

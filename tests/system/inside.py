@@ -30,11 +30,11 @@ def run(*command: str) -> str:
     ).stdout
 
 
-def start(*lines: str) -> None:
-    """With these lines in the unit's section [Service]."""
+def start(*lines: str, flags: str = "") -> None:
+    """With these lines in the unit's section [Service], and these flags."""
     drop_in = Path("/etc/systemd/system/tcpwatchd.service.d/test.conf")
     drop_in.parent.mkdir(parents=True)
-    command = "/usr/bin/tcpwatchd --output journal --interval 5"
+    command = f"/usr/bin/tcpwatchd --output journal --interval 5 {flags}"
     drop_in.write_text("\n".join(["[Service]", "ExecStart=", f"ExecStart={command}", *lines, ""]))
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "tcpwatchd")
@@ -120,13 +120,36 @@ def packaged() -> dict[str, Any]:
     for name, step in steps.items():
         step()
         results[name] = open_short(0 if name == "one cpu" else 1, FEW)
+    results["probes"] = share_the_kernel()
     before = measure_cpu()
     time.sleep(3)
     results["idle share"] = (measure_cpu() - before) / 3
     results["warnings"] = run("journalctl", "-t", "tcpwatchd", "-p", "warning", "-o", "cat")
     run("apt-get", "purge", "-y", "tcpwatchd")
     results["left"] = [str(path) for path in (INSTANCE, Path("/run/tcpwatchd-trace")) if path.exists()]
+    results["left"] += list_probes()
     return results
+
+
+def list_probes() -> list[str]:
+    """Names of event probes that there are on this machine."""
+    lines = (INSTANCE.parents[1] / "dynamic_events").read_text().splitlines()
+    return [line.split()[0].partition("/")[2] for line in lines]
+
+
+def share_the_kernel() -> list[list[str]]:
+    """The probes: of the service alone; with a second tcpwatchd, that is killed; a third, that ends."""
+    found = [list_probes()]
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        command = ["tcpwatchd", "--output", "json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as other:
+            assert other.stdout
+            while b"trace is in use" not in other.stdout.readline():
+                pass
+            found.append(list_probes())
+            other.send_signal(end)
+        found.append(list_probes())
+    return found
 
 
 def wait_active() -> None:

@@ -36,7 +36,7 @@ def owners() -> dict[str, Any]:
     TRUTH.touch()
     TRUTH.chmod(0o666)
     start_servers()
-    start()
+    start(flags="--message-owner")
     start_late_servers()
     clients = start_clients()
     time.sleep(SECONDS / 3)
@@ -44,7 +44,8 @@ def owners() -> dict[str, Any]:
     time.sleep(SECONDS / 3)
     run("systemctl", "restart", "tcpwatchd")
     clients.wait(timeout=PATIENCE)
-    return compare_owners()
+    open_to_remote()
+    return {**compare_owners(), "remote": find_remote(), "readme": run_readme()}
 
 
 def run_unit(unit: str, *command: str, user: str = "root", more: Sequence[str] = ()) -> None:
@@ -112,6 +113,52 @@ def start_clients() -> subprocess.Popen[bytes]:
     scope = ["systemd-run", "--quiet", "--scope", "--unit=shell.scope", "--uid=carol"]
     environment = {**os.environ, "TRUTH": str(TRUTH), "UNIT": "shell.scope"}
     return subprocess.Popen([*scope, *program], env=environment)
+
+
+def open_to_remote() -> None:
+    """To and from a host that is no socket of this kernel; from a user's unit to it, and to sshd's port."""
+    run_script("backup.service", "exec python3 /src/tests/remote.py 20 < <(sleep infinity) > /remote.json")
+    give_up_at = time.monotonic() + PATIENCE
+    while not Path("/remote.json").exists() or not Path("/remote.json").read_text():
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(run("journalctl", "-u", "backup"))
+        time.sleep(0.5)
+    run_script("ssh.service", "exec python3 /src/tests/system/owned.py serve 22")
+    time.sleep(3)
+    run_script(
+        "blog.service", "exec 3<>/dev/tcp/10.80.0.2/80; exec 4<>/dev/tcp/127.0.0.1/22", user="www-data"
+    )
+    time.sleep(3)
+
+
+def run_script(unit: str, script: str, user: str = "root") -> None:
+    settings = [f"--unit={unit}", f"--uid={user}", "--setenv=TRUTH=/dev/null"]
+    run("systemd-run", "--quiet", "--collect", *settings, "/bin/bash", "-c", script)
+
+
+def find_remote() -> dict[str, Any]:
+    """How many connections with the remote are reported, and what their owners are."""
+    own = run("systemctl", "show", "--property=MainPID", "--value", "backup.service").strip()
+    owners = Counter[str]()
+    for direction, end in (("ingress", "SOURCE_IP"), ("egress", "DESTINATION_IP")):
+        text = run("journalctl", "-o", "json", f"NETWORK_DIRECTION={direction}", f"{end}=10.80.0.2")
+        for entry in map(json.loads, text.splitlines()):
+            same = entry.get("PROCESS_PID") == own
+            words = [
+                direction,
+                entry.get("PROCESS_SYSTEMD_UNIT"),
+                entry.get("PROCESS_USER_NAME"),
+                entry.get("PROCESS_NAME"),
+            ]
+            owners[f"{' '.join(map(str, words))} {same}"] += 1
+    return owners
+
+
+def run_readme() -> dict[str, str]:
+    """What the commands of its section on owners find."""
+    text = Path("/src/README.md").read_text().split("\n## Who\n")[1].split("\n## ")[0]
+    commands = [line.split(" #")[0].strip() for line in text.split("```sh\n")[1].split("```")[0].splitlines()]
+    return {command: run("sh", "-c", command) for command in commands}
 
 
 def compare_owners() -> dict[str, Any]:

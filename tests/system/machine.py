@@ -42,6 +42,7 @@ def run_inside(suite: str, scenario: str, parameters: str, folder: Path, package
         else:
             install(layers.root)
         shutil.copytree(PROJECT / "tests", layers.root / "src/tests")
+        shutil.copy(PROJECT / "README.md", layers.root / "src")
         (layers.root / "etc/systemd/system/scenario.service").write_text(
             UNIT.format(scenario=scenario, timeout=SCENARIO_TIMEOUT)
         )

@@ -55,6 +55,9 @@ def test_the_package_on_a_real_machine(suite: str, tmp_path: Path) -> None:
         assert results[step] == {"opened": FEW, "reported": FEW, "same": True, "by": ["trace"]}, step
     assert results["idle share"] < 0.5
     assert results["warnings"].replace("-- No entries --", "").strip() == ""
+    # Another one, in the foreground, has a probe of its own, and the next one clears up after a crash.
+    assert [len(probes) for probes in results["probes"]] == [1, 2, 2, 2, 1]
+    assert all(results["probes"][0][0] in probes for probes in results["probes"])
     assert results["left"] == []
 
 
@@ -88,3 +91,11 @@ def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
     assert results["servers"] == 500
     assert results["wrong"] == []
     assert results["processes"] + results["threads"] == 500
+    # The remote's are no sockets of this kernel: who listens is told with its process too.
+    assert results["remote"] == {
+        "ingress backup.service root python3 True": 20,
+        "egress backup.service root python3 True": 20,
+        "egress blog.service www-data bash False": 1,
+    }
+    assert all(found and "No entries" not in found for found in results["readme"].values())
+    assert results["warnings"].replace("-- No entries --", "").strip() == ""
