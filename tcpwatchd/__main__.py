@@ -76,6 +76,7 @@ def main() -> int:
 
 def set_up_for_service(name: str, buffer_kb: int | None) -> None:
     """Raises TraceError and OSError."""
+    remove_stale()
     fault = find_fault(name)
     path, made, no_owners = set_up(name, buffer_kb)
     open_to_all(path)

@@ -70,7 +70,7 @@ class Pipeline:
         """Until when the counters tell that are compared next, nanoseconds of CLOCK_BOOTTIME."""
         self._trace_unbroken = False
         """Whether the trace has been read since the snapshot before."""
-        self._drain_failing = self._counters_failing = False
+        self._drain_failing = self._counters_failing = self._owners_failing = False
         """Whether each could not be read when it was last tried."""
         self._drained_whole = True
         """Whether the last drain left nothing behind that was older than it."""
@@ -111,7 +111,7 @@ class Pipeline:
         records_may_follow = self._trace is not None and not (self._drained_whole and trace_sound)
         new = self._tracker.find_new(snapshot, unchanged, records_may_follow)
         self._tables.keep()
-        self._owners.compare_listeners(self._tracker.listeners, snapshot.started)
+        self._owners.note_poll(self._tracker.listeners, snapshot.started)
         self._feed_watchdog()
         self.outbox.add(map(self._owners.name, new))
         self._count_missed(counters, snapshot, new, trace_sound)
@@ -152,7 +152,17 @@ class Pipeline:
         if time.monotonic() >= self._report_lost_at:
             self._report_lost()
         self._take_released(boot_ns())
+        self._note_owners()
         return drain.failure
+
+    def _note_owners(self) -> None:
+        """A failure to find owners is reported once, and when it is over."""
+        failure = self._owners.failure
+        if failure and not self._owners_failing:
+            self.report(event.owners_failed(describe(failure), now()))
+        elif self._owners_failing and not failure:
+            self.report(event.owners_recovered(now()))
+        self._owners_failing = failure is not None
 
     def check_trace(self) -> None:
         """See whether the instance is still what it was set up to be, and repair it where that may be done.
@@ -191,6 +201,7 @@ class Pipeline:
         return None
 
     def _note_fault(self, fault: str) -> None:
+        self._owners.forget_listeners()
         if self._unsound_since is None:
             self.report(event.trace_changed(fault, now()))
             self._unsound_since = self._recovery.unsound_since = self._sound_at
@@ -243,7 +254,9 @@ class Pipeline:
         """
         self.drain()
         if self._decoder and not self._store.enabled:
-            self._tracker.follow(self._decoder.take_deferred(), False, self._tables.holds)
+            deferred = self._decoder.take_deferred()
+            self._owners.follow([], deferred, False)
+            self._tracker.follow(deferred, False, self._tables.holds)
         self._take_released(FOREVER)
         self._report_lost()
         self._send_all(until)

@@ -78,5 +78,12 @@ def make_description() -> bytes:
     return made.pack()
 
 
-PATHS = ("sock.shared.port", "sock.shared.high", "sock.other", "flags.after.first", "flags.part", "common.low")
+PATHS = (
+    "sock.shared.port",
+    "sock.shared.high",
+    "sock.other",
+    "flags.after.first",
+    "flags.part",
+    "common.low",
+)
 """Some of its members, and a bit field."""

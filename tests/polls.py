@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import End, TcpState, Transition
+from tcpwatchd.connection import End, Socket, TcpState, Transition
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.tracking.tracker import Tracker
 from tests.model import pack
@@ -43,11 +43,13 @@ def find_new(tables: Tables, tracker: Tracker) -> list[Connection]:
 class Polls:
     """Each row is "LOCAL REMOTE STATE INODE" perhaps a timeout; bracketed ones stand in the table of IPv6."""
 
-    def __init__(self, root: Path, started: bool = True) -> None:
-        """`started`: there was a first poll, of nothing."""
+    def __init__(self, root: Path, started: bool = True, network: int = 0) -> None:
+        """`started`: there was a first poll, of nothing. `network`: the namespace whose tables are polled."""
         self._root = root
         self._tables = Tables(str(root))
-        self._tracker = Tracker()
+        self._tracker = Tracker(network)
+        self.reported: list[Connection] = []
+        """What was reported last."""
         self.guessed: set[bool] = set()
         """Whether the directions of what was reported last are guesses."""
         if started:
@@ -56,17 +58,21 @@ class Polls:
     def hear(self, *records: str, now: int | None = None, lossy: bool = False) -> list[str]:
         """What is reported after these records, each "MILLISECONDS SOCKET OLD NEW LOCAL REMOTE".
 
+        A seventh word is the network namespace, which the socket's group and its user are called after too.
         `now`, in milliseconds, is when the drain ends; by default so late that nothing is held any more.
         """
         self._follow(records, lossy)
-        return [describe(new) for new in self._tracker.release(LATE if now is None else now * MS)]
+        self.reported = self._tracker.release(LATE if now is None else now * MS)
+        return [describe(new) for new in self.reported]
 
     def _follow(self, records: Iterable[str], lossy: bool) -> None:
         transitions = []
         for text in records:
-            when, sock, old, new, *ends = text.split()
-            end = End(*(pack(split(endpoint)) for endpoint in ends))
-            transitions.append(Transition(int(when) * MS, int(sock), TcpState[old], TcpState[new], end, 1))
+            when, sock, old, new, local, remote, *network = text.split()
+            end = End(*(pack(split(endpoint)) for endpoint in (local, remote)))
+            states = TcpState[old], TcpState[new]
+            socket = make_socket(int(network[0])) if network else None
+            transitions.append(Transition(int(when) * MS, int(sock), *states, end, 1, None, socket))
         self._tracker.follow(transitions, lossy, self._tables.holds)
 
     def own(self, *addresses: str) -> None:
@@ -99,8 +105,13 @@ class Polls:
         if at is not None:
             snapshot = snapshot._replace(started=at * MS, ended=(at + 1) * MS)
         found = [*self._tracker.release(LATE), *self._tracker.find_new(snapshot, unchanged)]
+        self.reported = found
         self.guessed = {new.guessed for new in found}
         return [describe(new) for new in found]
+
+
+def make_socket(network: int) -> Socket:
+    return Socket(network, network, network)
 
 
 def describe(connection: Connection) -> str:

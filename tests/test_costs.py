@@ -135,7 +135,7 @@ def test_calls_of_a_transition() -> None:
         tracker.follow(heard, False, lambda _end: False)
         assert len(tracker.release(2**62)) == FULL
 
-    assert count_calls(hear) / len(transitions) <= 17.5
+    assert count_calls(hear) / len(transitions) <= 18
 
 
 def count_system_calls(proc: Path, count: int) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tcpwatchd.config import make_parser
+from tcpwatchd.connection import Owner
 from tcpwatchd.output import event
 from tests.daemon import Daemon, run_program
 from tests.kept import CONNECTION
@@ -55,7 +56,10 @@ def test_every_field() -> None:
     _, rest, _ = daemon.end(signal.SIGTERM)
     stopped = json.loads(rest.splitlines()[-1])
     others = [event.watch_started("0", 1, True, 0), event.trace_gap(0, 0), event.poll_failed("", 0)]
-    fields = {name for made in (event.connection_opened(CONNECTION, 0), *others) for name in made.fields}
+    others.append(event.trace_used("", 1, True, None, 0))
+    everything = Owner._make(range(len(Owner._fields)))
+    connection = CONNECTION._replace(owner=everything, listener=everything)
+    fields = {name for made in (event.connection_opened(connection, 0), *others) for name in made.fields}
     named = re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bMESSAGE\b|\bPRIORITY\b", read_section("JOURNAL FIELDS"))
     assert set(named) == fields | set(stopped)
 

@@ -25,6 +25,8 @@ MAN_EXAMPLES = re.findall(r"^\.Dl # (.*)$", (PROJECT / "packaging/tcpwatchd.8").
 ENDLESS = {"journalctl -t tcpwatchd -f", "tcpwatchd --output json"}
 RUN = ("Install", "Install from the source", "Read", "Configure", "Upgrade and remove")
 """Sections whose commands are run in containers."""
+OWNERS = "Who"
+"""Run in a virtual machine (tests/system/test_machine.py), whose kernel tells of owners."""
 
 
 def read_blocks(section: str) -> list[list[str]]:
@@ -43,7 +45,7 @@ def test_each_shell_block_is_run() -> None:
     """`make run` by a test here, `make test` by whoever runs this."""
     others = README.split("\n## Install\n")[0] + README.split("\n## Flags\n")[1]
     assert re.findall(r"^```sh\n(.*?)\n```", others, re.MULTILINE) == ["make run", "make test"]
-    assert README.count("```sh\n") == 2 + sum(len(read_blocks(section)) for section in RUN)
+    assert README.count("```sh\n") == 2 + sum(len(read_blocks(section)) for section in (*RUN, OWNERS))
 
 
 def test_every_message_is_explained() -> None:
@@ -59,6 +61,7 @@ def test_every_message_is_explained() -> None:
         event.connections_untold(2, 0),
         event.counters_failed("R", 0),
         event.poll_failed("R", 0),
+        event.owners_failed("R", 0),
         event.rows_malformed([b"", b""], 0),
         event.keeping_failed("R", 0),
         event.baseline_unusable("R", 0),

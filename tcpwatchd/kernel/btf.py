@@ -25,6 +25,8 @@ BEHIND_EACH = {STRUCT: 12, UNION: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 LAST_KIND = 19
 DEEPEST = 16
 """Types in types, or names for names: what makes no sense can go in circles."""
+MOST_MEMBERS = 100_000
+"""Members that are looked at for one name."""
 
 
 class Place(NamedTuple):
@@ -55,6 +57,7 @@ class Types:
         """The number of each structure by the offset of its name; of several the first."""
         self._aliases: dict[int, int] = {}
         """The number of the type that a type stands for."""
+        self._looked_at = 0
         try:
             self._index()
         except struct.error as error:
@@ -82,6 +85,7 @@ class Types:
         structure, *members = path.split(".")
         number, bits = self._find_structure(structure), 0
         for member in members:
+            self._looked_at = 0
             found = self._find_member(number, member.encode(), DEEPEST)
             if found is None:
                 raise ValueError(f"this kernel has no {path}")
@@ -110,6 +114,9 @@ class Types:
             except struct.error as error:
                 raise ValueError("a description of types that is cut") from error
             bits = where & place.offset_mask
+            self._looked_at += 1
+            if self._looked_at > MOST_MEMBERS:
+                raise ValueError("a description of types that makes no sense")
             if not name_at:
                 inner = self._find_member(kind, name, deepest - 1)
                 if inner:

@@ -48,8 +48,17 @@ SETTINGS = {
     "options/pause-on-trace": "0",
 }
 """What an instance must be, or it records less or other than it should."""
-OPTIONAL = {"set_event_pid", "set_event_notrace_pid", "tracing_cpumask", "options/pause-on-trace"}
-"""What older kernels do not have."""
+OPTIONAL = {
+    "set_event_pid",
+    "set_event_notrace_pid",
+    "tracing_cpumask",
+    "options/pause-on-trace",
+    f"{GROUPS}/filter",
+    f"{GROUPS}/enable",
+}
+"""What older or smaller kernels do not have."""
+NO_FILTER = "0"
+"""Takes a filter away; then it reads as "none"."""
 OPTIONS = {
     "buffer_percent": "0",
     "options/overwrite": "1",
@@ -90,7 +99,7 @@ def find_tracing() -> str:
 
 
 def find_event(path: str) -> str:
-    """The event of sockets' states that is switched on in an instance: a probe of ours, or the tracepoint."""
+    """The event of sockets' states that an instance has: a probe that is on, else the tracepoint."""
     with contextlib.suppress(OSError):  # there are none
         for name in sorted(os.listdir(os.path.join(path, PROBES))):
             with contextlib.suppress(OSError):  # another instance's, which is not open to us, or a file
@@ -123,7 +132,14 @@ def write_settings(path: str, event: str) -> None:
                 write_file(path, file, value)
     for file, value in list_settings(event).items():
         if not is_set(path, file, value):
-            write_file(path, file, format_mask(1 + list_cpus(path)[-1]) if value == "all" else value)
+            write_file(path, file, format_value(path, value))
+
+
+def format_value(path: str, value: str) -> str:
+    """What is written so that this is read. Raises OSError."""
+    if value == "all":
+        return format_mask(1 + list_cpus(path)[-1])
+    return NO_FILTER if value == "none" else value
 
 
 def set_buffer_size(path: str, buffer_kb: int) -> None:

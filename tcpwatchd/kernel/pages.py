@@ -61,6 +61,7 @@ FIELDS = (
 """In the order of known kernels."""
 OWNER_FIELDS = ("family", "saddr", "uid", "cgroup", "netns", "comm")
 """What the event probe has beside them."""
+ADDRESSES, ADDRESS_SIZE = {"saddr_v6", "daddr_v6"}, 16
 SECOND_HALF = "_low"
 """Ends the name of the second half of an address: a probe fetches no more than 8 bytes at once."""
 CODES = {1: ("B",), 2: ("H",), 4: ("i",), 8: ("Q",), 16: ("12s", "4s")}
@@ -285,6 +286,8 @@ def read_entry(
         if fields.get(name + SECOND_HALF) == (offset + size, size):
             size *= 2
         code = UNSIGNED.get(name, CODES[size])
+        if struct.calcsize("=" + "".join(code)) != size or (name in ADDRESSES and size != ADDRESS_SIZE):
+            raise KeyError(name)
         codes += f"{offset - end}x{''.join(code)}"
         end = offset + size
         places[name] = range(values, values + len(code))

@@ -47,7 +47,9 @@ def describe_probe(instance: str) -> tuple[str, str]:
 
 
 def begin_name(instance: str) -> str:
-    return re.sub("[^A-Za-z0-9]", "_", instance) + "_"
+    """The kernel takes 63 letters, digits and "_", a digit not at first."""
+    name = re.sub("[^A-Za-z0-9]", "_", instance)[:40]
+    return f"{'_' if name[0].isdigit() else ''}{name}_"
 
 
 def list_fetched(types: Types) -> list[str]:

@@ -139,13 +139,18 @@ def make_connections() -> Made:
         try:
             signal.alarm(int(PATIENCE))
             os.write(writer, json.dumps(connect_all()).encode())
+        except Exception as error:
+            os.write(writer, json.dumps(describe(error)).encode())
         finally:
             os._exit(0)
     os.close(writer)
     with open(reader, "rb") as pipe:
         text = pipe.read()
     os.waitpid(child, 0)
-    ends, *rest = json.loads(text)
+    told = json.loads(text or '"it took too long"')
+    if isinstance(told, str):
+        raise ValueError(told)
+    ends, *rest = told
     return Made([tuple(four) for four in ends], *rest)
 
 

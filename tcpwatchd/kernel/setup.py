@@ -16,6 +16,7 @@ from tcpwatchd.kernel.instance import (
     explain,
     find_event,
     find_tracing,
+    is_probe,
     lock,
     read_file,
     set_buffer_size,
@@ -65,8 +66,8 @@ def set_up(name: str, buffer_kb: int | None) -> SetUp:
             # It holds records that nobody could read with the other's format, as after an upgrade.
             try:
                 os.rmdir(path)
-            except OSError:  # somebody reads it
-                event = standing or event
+            except OSError as error:  # somebody reads it
+                event, no_owners = str(standing), f"{path} has another event: {error.strerror}"
         with contextlib.suppress(FileExistsError):  # left by a crash, or the service's
             os.mkdir(path)
             made = True
@@ -77,21 +78,23 @@ def set_up(name: str, buffer_kb: int | None) -> SetUp:
                 set_buffer_size(path, BUFFER_KB if buffer_kb is None else buffer_kb)
         finally:
             os.close(held)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TraceError) as error:
         if made:
             with contextlib.suppress(OSError):  # what it could not be set up for is told
-                remove(path)
-        raise TraceError(explain(error)) from error
+                os.rmdir(path)
+        remove_probes(tracing, name)
+        raise error if isinstance(error, TraceError) else TraceError(explain(error)) from error
     remove_probes(tracing, name, but=os.path.basename(event))
     return SetUp(path, made, no_owners)
 
 
 def choose_event(tracing: str, instance: str) -> tuple[str, str | None]:
     """An event for this instance, defined and proved, and why it is only the tracepoint, if it is."""
+    standing = find_standing_event(f"{tracing}/instances/{instance}")
     try:
         probe, definition = describe_probe(instance)
         event = f"{PROBES}/{probe}"
-        if find_standing_event(f"{tracing}/instances/{instance}") != event:
+        if standing != event:
             define(tracing, probe, definition)
             try:
                 prove(tracing, probe)
@@ -99,7 +102,8 @@ def choose_event(tracing: str, instance: str) -> tuple[str, str | None]:
                 remove_probe(tracing, probe)
                 raise
     except ProbeError as error:
-        return TRACEPOINT, str(error)
+        # One that is in use was proved; what it was made from may not be readable at the moment.
+        return (standing, None) if standing and is_probe(standing) else (TRACEPOINT, str(error))
     return event, None
 
 

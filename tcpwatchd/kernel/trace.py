@@ -296,7 +296,9 @@ def parse_statistics(text: str) -> dict[str, int]:
 
 def read_formats(path: str, event: str) -> Formats:
     """Raises OSError."""
-    names = [PAGE_FORMAT, "events/header_event", f"{event}/format"]
-    if is_probe(event):
-        names.append(f"{GROUPS}/format")
-    return Formats(*(read_file(path, name) for name in names))
+    names = (PAGE_FORMAT, "events/header_event", f"{event}/format")
+    formats = Formats(*(read_file(path, name) for name in names))
+    with contextlib.suppress(FileNotFoundError):  # a kernel without control groups
+        if is_probe(event):
+            return formats._replace(group=read_file(path, f"{GROUPS}/format"))
+    return formats

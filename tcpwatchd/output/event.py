@@ -7,6 +7,7 @@ is absent.
 
 from __future__ import annotations
 
+import re
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -40,6 +41,8 @@ CONNECTIONS_MISSED = "bd93be3c6e4948478207fa1a3ae28355"
 CONNECTIONS_UNTOLD = "d18a271dbb814fcaa6b006e43647abde"
 COUNTERS_FAILED = "54f14b4d16674f6cbb66e5ff871af92a"
 COUNTERS_RECOVERED = "90460b6920ec45918312c073186afd75"
+OWNERS_FAILED = "a395ece0126848d19e89636eb872ba3d"
+OWNERS_RECOVERED = "e435dee5feee4ad8b2d0dfded764f083"
 
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
 MICROSECONDS = 1_000_000
@@ -60,6 +63,8 @@ OWNER_FIELDS = {
     "command_line": "PROCESS_COMMAND_LINE",
     "network": "TCPWATCHD_NETWORK_NAMESPACE",
 }
+PLAIN_NAME = re.compile(r"[\w.:/@+-]*").fullmatch
+"""What stands in a message as it is: another name is put between quotes, and can imitate nothing."""
 LISTENER_FIELDS = {
     "user": "DESTINATION_USER_ID",
     "user_name": "DESTINATION_USER_NAME",
@@ -119,13 +124,17 @@ def list_owner_fields(owner: Owner, names: Mapping[str, str]) -> Iterable[tuple[
 
 def describe_owner(owner: Owner) -> str:
     """As for people: " (curl[4242], alice, cron.service)", as far as it is known."""
-    process = owner.name or ""
+    process = quote(owner.name or "")
     if owner.process is not None:
         process += f"[{owner.process}]"
-    user = owner.user_name or ("" if owner.user is None else f"user {owner.user}")
+    user = quote(owner.user_name or "") or ("" if owner.user is None else f"user {owner.user}")
     unit = owner.user_unit or owner.unit
     words = [word for word in (process, user, unit) if word]
     return f" ({', '.join(words)})" if words else ""
+
+
+def quote(name: str) -> str:
+    return name if PLAIN_NAME(name) else '"' + name.replace('"', "\\x22") + '"'
 
 
 def watch_started(version: str, interval: float, ipv6: bool, now: int) -> Event:
@@ -211,6 +220,15 @@ def counters_failed(reason: str, now: int) -> Event:
 def counters_recovered(now: int) -> Event:
     message = "The kernel's counters can be read again: what polls miss is counted from now on"
     return _own(now, COUNTERS_RECOVERED, NOTICE, message)
+
+
+def owners_failed(reason: str, now: int) -> Event:
+    message = f"Cannot find who owns connections, which are reported without: {reason}"
+    return _own(now, OWNERS_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def owners_recovered(now: int) -> Event:
+    return _own(now, OWNERS_RECOVERED, NOTICE, "Who owns connections is found again")
 
 
 def connections_untold(inbound: int, now: int) -> Event:

@@ -154,6 +154,12 @@ def find_sender(descriptor: int) -> socket.socket | None:
     return None
 
 
+LONGEST_LINE = 4096
+"""What a pipe that is writable takes at once, with the newline (PIPE_BUF)."""
+DISPENSABLE = {"PROCESS_COMMAND_LINE", "PROCESS_EXECUTABLE"}
+"""What makes a line too long, if anything does."""
+
+
 class Stream:
     """A descriptor that lines are written to past any buffer, so that a reader has them now.
 
@@ -255,7 +261,11 @@ class JsonSink:
         return self._out.is_ready()
 
     def write(self, event: Event) -> bool:
-        return self._out.write(self._dumps(event.fields))
+        line = self._dumps(event.fields)
+        if len(line) >= LONGEST_LINE:
+            short = {name: value for name, value in event.fields.items() if name not in DISPENSABLE}
+            line = self._dumps(short)
+        return self._out.write(line)
 
 
 SINKS: dict[str, Callable[[], Sink]] = {"journal": JournalSink, "text": TextSink, "json": JsonSink}

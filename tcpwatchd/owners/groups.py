@@ -8,6 +8,8 @@ given twice (kernfs_new_node in fs/kernfs/dir.c).
 from __future__ import annotations
 
 import os
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = "/sys/fs/cgroup"
 MOST_TOLD = 4096
-"""Groups that the kernel told of and that are remembered; of more the oldest are looked for by a walk."""
+"""Groups that the kernel told of and that are remembered: those that still are can be found again."""
 MOST_FOUND = 100_000
 """Groups that a walk finds: more than that a machine does not have at once."""
 
@@ -32,7 +34,10 @@ class Groups:
         self._found: dict[int, bytes] = {}
         self.told: dict[int, bytes] = {}
         """What the kernel told of, the newest last."""
-        self.walk()
+        self._missing: set[int] = set()
+        """What was asked for and not found; looked for once, by a walk."""
+        self._walk_wanted = False
+        self._walk()
 
     def restore(self, told: Mapping[int, bytes]) -> None:
         """What another process was told."""
@@ -42,24 +47,41 @@ class Groups:
         if self.known:
             self.told.update(made)
         if len(self.told) > MOST_TOLD:
-            self.walk()
-            gone = {number: path for number, path in self.told.items() if number not in self._found}
-            self.told = dict(list(gone.items())[-MOST_TOLD // 2 :])
+            self._walk_wanted = True
+            for number in list(self.told)[: len(self.told) - 2 * MOST_TOLD]:
+                del self.told[number]
 
-    def walk(self) -> None:
-        """Find what there is now."""
+    def refresh(self) -> bool:
+        """At each poll: walk, if something was not found or too much was told. Whether that was done."""
+        if not self._walk_wanted:
+            return False
+        self._walk()
+        if len(self.told) > MOST_TOLD:
+            # Those that still are will be found by the next walk too.
+            gone = [(number, path) for number, path in self.told.items() if number not in self._found]
+            self.told = dict(gone[-MOST_TOLD // 2 :])
+        return True
+
+    def _walk(self) -> None:
+        """Find what there is now; what is near the root first, and not all of what somebody made below."""
+        self._walk_wanted = False
         self._found = {}
-        folders = [os.fsencode(self._root)] if self.known else []
+        folders = deque([os.fsencode(self._root)] if self.known else [])
         while folders and len(self._found) < MOST_FOUND:
-            folder = folders.pop()
             try:
-                with os.scandir(folder) as entries:
-                    inner = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+                with os.scandir(folders.popleft()) as entries:
+                    for entry in islice(entries, MOST_FOUND):
+                        if entry.is_dir(follow_symlinks=False):
+                            self._found[entry.inode()] = entry.path[len(self._root) :]
+                            folders.append(entry.path)
             except OSError:  # gone meanwhile
                 continue
-            for entry in inner:
-                self._found[entry.inode()] = entry.path[len(self._root) :]
-                folders.append(entry.path)
 
     def find_path(self, number: int) -> bytes | None:
-        return self.told.get(number) or self._found.get(number)
+        path = self.told.get(number) or self._found.get(number)
+        if path is None and number and number not in self._missing:
+            if len(self._missing) >= MOST_TOLD:
+                self._missing.clear()
+            self._missing.add(number)
+            self._walk_wanted = self.known
+        return path

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tcpwatchd.owners.processes import Process
 
 MOST_LISTENERS = 10_000
+MOST_CLOSED = 100
+"""At one endpoint, between two polls; after more it is not known until the next who listened there."""
 GONE = -1
 
 
@@ -28,8 +30,14 @@ class Listeners:
         self.heard: dict[int, Listener] = {}
         """By the socket's address (skaddr)."""
         self._places: dict[Endpoint, dict[int, Listener]] = {}
+        self._closed: dict[Endpoint, list[tuple[int, Listener]]] = {}
+        """When each one closed, of those since the last poll: a connection can be named a moment later."""
         self._unheard: set[Endpoint] = set()
         """Where a poll saw more sockets listen than were heard of: it is not known whose a connection is."""
+        self._unheard_now: set[Endpoint] = set()
+        """The same of the last poll alone."""
+        self._compared = False
+        """Whether a poll has shown what was not heard of, since anything may have been missed."""
 
     def add(self, transition: Transition, process: Process | None) -> None:
         socket = transition.socket
@@ -37,7 +45,7 @@ class Listeners:
             return
         started = process.started if process else GONE
         new = Listener(transition.end.local, socket, transition.time, transition.thread, started)
-        self.remove(transition.skaddr)
+        self.remove(transition.skaddr, transition.time)
         if len(self.heard) < MOST_LISTENERS:
             self._add(transition.skaddr, new)
         else:
@@ -47,37 +55,51 @@ class Listeners:
         self.heard[skaddr] = listener
         self._places.setdefault(listener.endpoint, {})[skaddr] = listener
 
-    def remove(self, skaddr: int) -> None:
+    def remove(self, skaddr: int, when: int) -> None:
         listener = self.heard.pop(skaddr, None)
         if listener:
             place = self._places[listener.endpoint]
             del place[skaddr]
             if not place:
                 del self._places[listener.endpoint]
+            closed = self._closed.setdefault(listener.endpoint, [])
+            closed.append((when, listener))
+            if len(closed) > MOST_CLOSED:
+                self._unheard.add(listener.endpoint)
+                closed.clear()
 
     def forget(self) -> None:
-        """Records were lost: nothing that was heard can be relied on."""
-        self._unheard |= self._places.keys()
-        self.heard, self._places = {}, {}
+        """Something may have been missed: nothing is known until a poll shows who listens."""
+        self.heard, self._places, self._closed = {}, {}, {}
+        self._compared = False
 
     def restore(self, heard: Mapping[int, Listener]) -> None:
         for skaddr, listener in heard.items():
             self._add(skaddr, listener)
 
     def compare(self, rows: Mapping[Endpoint, int], until: int) -> None:
-        """With how many rows of a snapshot that was begun then listen at each endpoint."""
-        heard = Counter(listener.endpoint for listener in self.heard.values() if listener.time < until)
-        self._unheard = {endpoint for endpoint, number in rows.items() if number > heard[endpoint]}
+        """With how many rows of a snapshot that was begun then listen at each endpoint.
 
-    def find(self, local: Endpoint, socket: Socket) -> Listener | None:
-        """Who listens where this was accepted, if there is only one who can."""
-        if socket.network != self._network:
+        A live row can be skipped once: what was unheard stays so for one more.
+        """
+        heard = Counter(listener.endpoint for listener in self.heard.values() if listener.time < until)
+        before = self._unheard_now
+        self._unheard_now = {endpoint for endpoint, number in rows.items() if number > heard[endpoint]}
+        self._unheard = self._unheard_now | before
+        recent = {place: [one for one in closed if one[0] >= until] for place, closed in self._closed.items()}
+        self._closed = {place: closed for place, closed in recent.items() if closed}
+        self._compared = True
+
+    def find(self, local: Endpoint, socket: Socket, when: int) -> Listener | None:
+        """Who then listened where this was accepted, if there is only one who can have accepted it."""
+        if socket.network != self._network or not self._compared:
             return None
         places = list(list_places(local))
         if not self._unheard.isdisjoint(places):
             return None
         found = [one for place in places for one in self._places.get(place, {}).values()]
-        ours = {(one.thread, one.started): one for one in found if one.socket == socket}
+        found += [one for place in places for end, one in self._closed.get(place, ()) if end >= when]
+        ours = {(one.thread, one.started): one for one in found if one.socket == socket and one.time <= when}
         (only,) = ours.values() if len(ours) == 1 else (None,)
         return None if only is None or only.started == GONE else only
 

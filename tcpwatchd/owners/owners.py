@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from tcpwatchd.owners.processes import Process
 
 SYN_SENT, LISTEN = TcpState.SYN_SENT, TcpState.LISTEN
-REMEMBERED = 64_000_000_000
-"""How long what was seen of a process is kept, in nanoseconds: a handshake can take so long."""
+SOON = 100_000_000
+"""Nanoseconds within which a process still has the user and the group that it connected with."""
 NO_USER = 0xFFFFFFFF
 MOST_CACHED = 10_000
+MOST_CALLERS = 100_000
+"""Attempts to connect of which the process is remembered until they succeed."""
 
 
 class Owners:
@@ -45,80 +47,106 @@ class Owners:
         self._users = users or Users()
         self._users.refresh()
         self._listeners = Listeners(network)
+        self._callers: dict[tuple[int, int], Process] = {}
+        """By thread and time of the record, the oldest first."""
         self._described: dict[Socket, Owner] = {}
+        self.failure: Exception | None = None
+        """What went wrong since the last drain began: connections go on without their owners."""
 
     @property
     def known(self) -> OwnersKnown:
         """What is remembered, for another process to go on from."""
         return OwnersKnown(self._groups.told, self._listeners.heard)
 
-    def restore(self, known: OwnersKnown, trace_unbroken: bool) -> None:
+    def restore(self, known: OwnersKnown) -> None:
         self._groups.restore(known.groups)
-        if trace_unbroken:
-            self._listeners.restore(known.listeners)
+        self._listeners.restore(known.listeners)
+
+    def forget_listeners(self) -> None:
+        """Something may have been missed."""
+        self._listeners.forget()
 
     def follow(self, groups: Iterable[ControlGroup], transitions: Iterable[Transition], lossy: bool) -> None:
         """Of a drain: groups that were made, who connects and who listens. `lossy`: records were lost."""
+        self.failure = None
+        try:
+            self._follow(groups, transitions, lossy)
+        except Exception as error:  # whatever it is, a connection without an owner is one
+            self.failure = error
+
+    def _follow(self, groups: Iterable[ControlGroup], transitions: Iterable[Transition], lossy: bool) -> None:
         self._groups.add(groups)
         if self._users.refresh():
             self._described.clear()
         if lossy:
             self._listeners.forget()
-        processes = self._processes
-        processes.start_drain()
+        look = self._processes.look
+        self._processes.start_drain()
         for transition in transitions:
             when, skaddr, old, new, _, thread, *_ = transition
             if new == SYN_SENT:
-                processes.look(thread, when)
+                process = look(thread, when)
+                if process:
+                    self._callers[thread, when] = process
             elif new == LISTEN:
-                self._listeners.add(transition, processes.look(thread, when))
+                self._listeners.add(transition, look(thread, when))
             elif old == LISTEN:
-                self._listeners.remove(skaddr)
+                self._listeners.remove(skaddr, when)
+        if len(self._callers) > MOST_CALLERS:
+            self._callers = dict(list(self._callers.items())[-MOST_CALLERS // 2 :])
 
-    def compare_listeners(self, rows: Mapping[Endpoint, int], until: int) -> None:
-        """With how many rows of a snapshot that was begun then listen at each endpoint, at each poll."""
-        self._listeners.compare(rows, until)
-        self._processes.forget(until - REMEMBERED)
+    def note_poll(self, rows: Mapping[Endpoint, int], began: int) -> None:
+        """How many rows of the snapshot that was begun then listen at each endpoint."""
+        self._listeners.compare(rows, began)
+        if self._groups.refresh() or self._users.refresh():
+            self._described.clear()
 
     def name(self, connection: Connection) -> Connection:
         """The connection with the owners of its ends that are here."""
-        opener, acceptor, caller = connection.opener, connection.acceptor, connection.caller
-        if opener is None and acceptor is None and caller is None:
+        if connection.opener is None and connection.acceptor is None and connection.caller is None:
             return connection
         owner = listener = NOBODY
-        if connection.direction != "ingress":
-            owner = self._find_opening(opener, caller)
-            listener = self._describe(acceptor) if acceptor else NOBODY
-        elif acceptor:
-            owner = self._find_listening(acceptor, connection.destination, connection.time)
+        try:
+            owner, listener = self._find(connection)
+        except Exception as error:  # as above
+            self.failure = error
         return connection._replace(opener=None, acceptor=None, caller=None, owner=owner, listener=listener)
 
+    def _find(self, connection: Connection) -> tuple[Owner, Owner]:
+        """The owner of the end that is here, or that opened it, and of the other if both are here."""
+        opener, acceptor, caller = connection.opener, connection.acceptor, connection.caller
+        if connection.direction != "ingress":
+            return self._find_opening(opener, caller), self._describe(acceptor) if acceptor else NOBODY
+        if acceptor is None:
+            return NOBODY, NOBODY
+        return self._find_listening(acceptor, connection.destination, connection.time), NOBODY
+
     def _find_opening(self, opener: Socket | None, caller: Caller | None) -> Owner:
-        process = self._processes.find(caller.thread, caller.time) if caller else None
+        """The kernel's word, if there is one; of what /proc showed only what must have been so before."""
+        process = self._callers.pop((caller.thread, caller.time), None) if caller else None
+        owner = NOBODY
         if opener:
             owner = self._describe(opener)
-        elif process:
+        elif caller and process and process.seen - caller.time <= SOON:
             owner = self._describe_process(process)
-        else:
-            owner = NOBODY
-        if process:
-            owner = add_process(owner, process)
+        if caller and process:
+            owner = add_process(owner, process, caller.name)
         elif caller and caller.thread and self._processes.known:
-            owner = owner._replace(thread=caller.thread)
-        if caller and caller.name is not None:
-            owner = owner._replace(name=make_printable(caller.name))
+            owner = owner._replace(thread=caller.thread, name=make_name(caller.name))
+        elif caller and caller.name:
+            owner = owner._replace(name=make_name(caller.name))
         return owner
 
     def _find_listening(self, acceptor: Socket, local: Endpoint, when: int) -> Owner:
         """The process is told if it still is the one that listened, where it then was."""
         owner = self._describe(acceptor)
-        heard = self._listeners.find(local, acceptor)
+        heard = self._listeners.find(local, acceptor, when)
         process = self._processes.look(heard.thread, when) if heard else None
         if not heard or not process or process.started != heard.started:
             return owner
         if process.group != self._groups.find_path(acceptor.group) and self._groups.known:
             return owner
-        return add_process(owner, process)
+        return add_process(owner, process, process.name)
 
     def _describe(self, socket: Socket) -> Owner:
         """Without a process."""
@@ -144,11 +172,21 @@ class Owners:
         return Owner(process.user, self._users.find_name(process.user), *place)
 
 
-def add_process(owner: Owner, process: Process) -> Owner:
+def add_process(owner: Owner, process: Process, name: bytes | None) -> Owner:
+    """`name` is the kernel's word, if there is one: whoever has another by now runs another program."""
+    same = name is None or name == process.name
     executable, command_line = process.executable, process.command_line
     return owner._replace(
         process=process.number,
-        name=make_printable(process.name),
-        executable=make_printable(executable) if executable else None,
-        command_line=make_printable(command_line.replace(b"\0", b" ").rstrip()) if command_line else None,
+        name=make_name(process.name if name is None else name),
+        executable=make_printable(executable) if executable and same else None,
+        command_line=make_command_line(command_line) if command_line and same else None,
     )
+
+
+def make_command_line(words: bytes) -> str | None:
+    return make_printable(words.replace(b"\0", b" ").rstrip()) or None
+
+
+def make_name(name: bytes | None) -> str | None:
+    return make_printable(name) if name else None

@@ -57,7 +57,7 @@ class Processes:
         self._command_lines = command_lines
         self._proc = proc
         self._seen: dict[int, Process] = {}
-        """What was last seen of each thread that is remembered."""
+        """By thread, for this drain."""
         self._gone: set[int] = set()
         """Threads that this drain looked for in vain."""
         self._looks = 0
@@ -68,8 +68,9 @@ class Processes:
         """Whether numbers of threads mean the same here as in the kernel's records."""
 
     def start_drain(self) -> None:
-        """What was looked for in vain may be looked for again."""
+        """What was seen before is looked at anew, and what was looked for in vain."""
         self._looks = 0
+        self._seen.clear()
         self._gone.clear()
 
     def look(self, thread: int, when: int) -> Process | None:
@@ -84,17 +85,8 @@ class Processes:
                 self._seen[thread] = process
             else:
                 self._gone.add(thread)
-        return self.find(thread, when)
-
-    def find(self, thread: int, when: int) -> Process | None:
-        """The same, of what was seen."""
-        process = self._seen.get(thread)
         # A record and the start of its thread can be in the same tick.
         return process if process and process.started <= when <= process.seen else None
-
-    def forget(self, before: int) -> None:
-        """What was seen before then, in nanoseconds of CLOCK_BOOTTIME."""
-        self._seen = {thread: process for thread, process in self._seen.items() if process.seen >= before}
 
     def _read(self, thread: int) -> Process | None:
         """None where it is gone, or hidden from us."""
@@ -158,7 +150,7 @@ def parse_status(text: bytes) -> Status:
     if not name or not process or not users:
         raise ValueError(text)
     # A newline in a name, and the backslash, are escaped here, and nothing else.
-    plain = name[1].replace(b"\\n", b"\n").replace(b"\\\\", b"\\")
+    plain = re.sub(rb"\\(n|\\)", lambda found: b"\n" if found[1] == b"n" else b"\\", name[1])
     return {"number": int(process[1]), "name": plain, "user": int(users[1])}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 LONGEST = 512
-"""Characters of a name: a whole entry must fit into what a pipe takes at once (PIPE_BUF)."""
+"""Characters of what is printed, at most: of what is not ASCII JSON makes up to twelve each."""
+WIDTHS = ((0x7F, 1), (0xFFFF, 6))
+WIDEST = 12
 
 
 def make_printable(name: bytes) -> str:
@@ -14,7 +16,17 @@ def make_printable(name: bytes) -> str:
     text = name.decode("utf-8", "surrogateescape")
     if not text.isprintable() or "\\" in text:
         text = "".join(escape(character) for character in text)
-    return text[:LONGEST]
+    return text if WIDEST * len(text) <= LONGEST else cut(text)
+
+
+def cut(text: str) -> str:
+    width, end = 0, 0
+    for end, character in enumerate(text):
+        width += next((width for last, width in WIDTHS if ord(character) <= last), WIDEST)
+        width += character in '\\"'
+        if width > LONGEST:
+            return text[:end]
+    return text
 
 
 def escape(character: str) -> str:
@@ -23,4 +35,4 @@ def escape(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
         return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
+    return character.encode("unicode_escape").decode() if code < 0x80 or code > 0xFF else f"\\u{code:04x}"

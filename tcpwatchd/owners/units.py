@@ -18,19 +18,21 @@ HEXADECIMAL = "[0-9a-f]{64}"
 CONTAINERS = [
     re.compile(form)
     for form in (
-        # docker, podman, CRI-O, containerd and nerdctl, with systemd
-        rf"(?:docker|libpod|crio|cri-containerd|containerd|nerdctl)-({HEXADECIMAL})\.scope",
-        # podman, docker and Kubernetes without
-        rf"(?:libpod-)?({HEXADECIMAL})",
+        # docker, podman, CRI-O, containerd and nerdctl, with systemd, and some of them without
+        rf"(?:docker|libpod|libpod-payload|crio|cri-containerd|containerd|nerdctl)-({HEXADECIMAL})(?:\.scope)?",
+        # docker and Kubernetes without
+        rf"({HEXADECIMAL})",
         # containerd that names its groups as for systemd, without it
         rf"[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:({HEXADECIMAL})",
         # systemd-nspawn, as a service and by machined
         r"systemd-nspawn@([A-Za-z0-9:_.\\-]+)\.service",
-        r"machine-([A-Za-z0-9:_.\\-]+)\.scope",
+        r"machine-(?!qemu\\x2d)([A-Za-z0-9:_.\\-]+)\.scope",
         # LXC
         r"lxc\.payload\.([A-Za-z0-9_.-]+)",
     )
 ]
+LXC = "lxc."
+"""Begins the names of groups that newer LXC makes, which may end like those of units."""
 OLD_LXC = "lxc"
 """The folder in which older LXC has a group for each container."""
 
@@ -60,7 +62,7 @@ def find_place(path: bytes) -> Place:
 def find_unit(names: list[str]) -> tuple[str | None, list[str]]:
     """The first unit that is no slice, or the slice itself whose group this is, and what is below it."""
     for at, name in enumerate(names):
-        if not UNIT.fullmatch(name) or len(name) > LONGEST_UNIT:
+        if not UNIT.fullmatch(name) or len(name) > LONGEST_UNIT or name.startswith(LXC):
             return None, []
         if not name.endswith(".slice") or at == len(names) - 1:
             return name, names[at + 1 :]

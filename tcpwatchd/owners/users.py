@@ -11,6 +11,9 @@ from tcpwatchd.owners.text import make_printable
 
 USERS = "/etc/passwd"
 MOST_BYTES = 4 * 1024 * 1024
+MOST_DIGITS = 10
+LONGEST_NAME = 64
+"""Bytes of a name; a user of a longer one has a number only."""
 
 
 class Users:
@@ -44,6 +47,7 @@ def parse_passwd(text: bytes) -> dict[int, str]:
     names: dict[int, str] = {}
     for line in text.split(b"\n"):
         fields = line.split(b":")
-        if len(fields) == 7 and fields[0] and fields[2].isdigit():
+        named = len(fields) == 7 and 0 < len(fields[0]) <= LONGEST_NAME
+        if named and fields[2].isdigit() and len(fields[2]) <= MOST_DIGITS:
             names.setdefault(int(fields[2]), make_printable(fields[0]))
     return names

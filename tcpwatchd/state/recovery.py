@@ -101,9 +101,9 @@ class Recovery:
         audit.restore(baseline.counters)
         waiting, written = split_written(baseline.waiting, log.written)
         outbox.add(waiting)
-        same_instance = trace is not None and trace.instance == baseline.instance
-        owners.restore(baseline.owners, same_instance)
+        owners.restore(baseline.owners)
         lost, last = self._replay(baseline, log)
+        same_instance = trace is not None and trace.instance == baseline.instance
         # Whoever empties the buffers, as another clock does, makes the kernel count anew.
         trace_unbroken = (
             same_instance
@@ -118,6 +118,7 @@ class Recovery:
             drained = max([drain.began for drain in log.drains], default=baseline.saved)
             found = tracker.release(drained, at_least=written.connections)
         else:
+            owners.follow([], last.deferred, False)
             tracker.follow(last.deferred, False, tables.holds)
             found = tracker.release(FOREVER)
         audit.add_found(found)
@@ -130,6 +131,7 @@ class Recovery:
             self._leave_instance(baseline.instance, drained, baseline.unsound_since)
         if lost > lost_reported or not trace_unbroken:
             tracker.forget_handshakes()
+            owners.forget_listeners()
         unreported = max(0, lost - lost_reported)
         if unreported:
             self._report(event.records_lost(unreported, now()))

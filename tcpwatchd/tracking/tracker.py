@@ -20,7 +20,7 @@ from tcpwatchd.connection import (
     TcpState,
     make,
 )
-from tcpwatchd.tracking.comparison import REMEMBERED, Comparison, Unpaired, is_local
+from tcpwatchd.tracking.comparison import MOST_UNPAIRED, REMEMBERED, Comparison, Unpaired, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,7 +45,6 @@ FOREVER = 2**63
 """Later than anything is held."""
 NO_HANDSHAKE: tuple[Endpoint | None, Caller] = None, Caller(0, 0, None)
 NOT_AWAITED = 0, 0
-NO_ADDRESSES: frozenset[bytes] = frozenset()
 MOST_AWAITING_ROW = 100_000
 """Ends reported by the trace between two snapshots before the next is overdue: memory is bounded."""
 
@@ -195,7 +194,11 @@ class Tracker:
                 awaiting[flipped] = when, other_told or 1
         if not elsewhere:
             awaiting[end] = when, told + 1
-        self._report(end, when, state, caller, socket, elsewhere, other_known)
+        elif not (opened or ended_early) and remote.address in self.addresses:
+            # Its opening end is here, and was not told of: the row of that one is this connection's.
+            _, other_told = awaiting.get(flipped, NOT_AWAITED)
+            awaiting[flipped] = when, other_told
+        self._report(end, when, state, caller, socket, other_known)
 
     def _report(
         self,
@@ -204,18 +207,19 @@ class Tracker:
         state: TcpState,
         caller: Caller | None,
         socket: Socket | None,
-        elsewhere: bool,
         other_known: bool,
     ) -> None:
         """Of a pair the end that was told of first."""
         local, remote = end
         opened, ended_early = caller is not None, state != ESTABLISHED
-        internal = is_local(end, NO_ADDRESSES if elsewhere else self.addresses)
+        internal = is_local(end, self.addresses)
         if opened or ended_early:
             # What was accepted with these ports before came from elsewhere, and this is the other half of a
             # transparent proxy; or it has closed, and its successor comes at once.
             brief = opened and other_known and not internal
             self._unpaired.add(end, when, HOLD if brief else REMEMBERED)
+            if len(self._unpaired) > 2 * MOST_UNPAIRED:
+                self._unpaired.forget(when)
         direction: Direction = "internal" if internal else "egress" if opened else "ingress"
         source, destination = end if opened else (remote, local)
         opener, acceptor = (socket, None) if opened else (None, socket)
@@ -228,8 +232,10 @@ class Tracker:
 
     def _is_expected(self, end: End, flipped: End, elsewhere: bool, holds: Holds) -> bool:
         """Whether a poll knows the other end of an accepted one, which is then new, or expected by it."""
+        if elsewhere and end.remote.address not in self.addresses:
+            return False
         if elsewhere:
-            return end in self._awaiting_row and self._awaiting_row[end][1] == 0 and not holds(end)
+            return self._is_open(flipped, holds)
         if not self._is_open(flipped, holds):
             return False
         if end in self._awaiting_row:
@@ -266,8 +272,10 @@ class Tracker:
         """A report that is held for its other end has it: both are on this machine."""
         reports = self._held.pop(opened, None)
         if reports:
-            report = reports.pop()
-            if reports:
+            report = reports[0]
+            if len(reports) > 1:
+                report = find_other(reports, other_end)
+                reports.remove(report)
                 self._held[opened] = reports
             report.held = False
             report.connection = report.connection._replace(direction="internal", **other_end)
@@ -349,3 +357,20 @@ class _Report:
     def __init__(self, connection: Connection, held: bool) -> None:
         self.connection = connection
         self.held = held
+
+
+def find_other(reports: list[_Report], other_end: dict[str, Any]) -> _Report:
+    """Of several that are held, the one that this end belongs to.
+
+    That is one that lacks just this end; of these one of the same network namespace, if there is one, else
+    the newest.
+    """
+    role, first = ("acceptor", "opener") if "acceptor" in other_end else ("opener", "acceptor")
+    lacking = [one for one in reports if getattr(one.connection, role) is None] or reports
+    socket: Socket | None = other_end[role]
+    near = [one for one in lacking if socket and is_of(getattr(one.connection, first), socket.network)]
+    return (near or lacking)[-1]
+
+
+def is_of(socket: Socket | None, network: int) -> bool:
+    return socket is not None and socket.network == network

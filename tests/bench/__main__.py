@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.bench import burst, capture, idle, journal, poll, recall, tracing
+from tests.bench import burst, capture, idle, journal, owners, poll, recall, tracing
 from tests.bench.figures import INTERPRETER
 from tests.namespace import mount_tracefs, run
 
@@ -16,6 +16,7 @@ BENCHES = {
     "poll": poll.main,
     "capture": capture.main,
     "tracing": tracing.main,
+    "owners": owners.main,
     "burst": burst.main,
     "idle": idle.main,
     "journal": journal.main,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tcpwatchd.connection import Connection, Endpoint, TcpState
+import pytest
+
+from tcpwatchd.connection import NOBODY, Connection, Endpoint, Owner, TcpState
 from tcpwatchd.output import event
+from tcpwatchd.owners.text import make_printable
 
 PROJECT = Path(__file__).parents[2]
 MOMENT = 1_619_616_485_123_456
@@ -43,6 +46,142 @@ def test_a_connection() -> None:
     )
 
 
+OPENED = Connection(
+    Endpoint(b"\x0a\0\0\5\x17\x55"),
+    Endpoint(b"\x0a\0\0\5\0\x50"),
+    "internal",
+    TcpState.ESTABLISHED,
+    "trace",
+    0,
+)
+MESSAGE = "New connection: 10.0.0.5:5973 -> 10.0.0.5:80"
+WHOLE = Owner(
+    user=1000,
+    user_name="alice",
+    unit="user@1000.service",
+    user_unit="mine.service",
+    container="box",
+    process=4242,
+    thread=4243,
+    name="curl",
+    executable="/usr/bin/curl",
+    command_line="curl http://10.0.0.5/",
+    network=4026532999,
+)
+"""Of somebody of whom all is known; who listens has other fields of it."""
+
+
+def list_added(connection: Connection, with_owner: bool = False) -> dict[str, str]:
+    """The fields that an event has because of who has the connection's ends."""
+    without = connection._replace(owner=NOBODY, listener=NOBODY)
+    plain = event.connection_opened(without, MOMENT).fields
+    fields = event.connection_opened(connection, MOMENT, with_owner).fields
+    assert list(fields)[: len(plain)] == list(plain)
+    return {name: value for name, value in fields.items() if plain.get(name) != value}
+
+
+def test_who_opened_it() -> None:
+    assert list_added(OPENED._replace(owner=WHOLE)) == {
+        "PROCESS_USER_ID": "1000",
+        "PROCESS_USER_NAME": "alice",
+        "PROCESS_SYSTEMD_UNIT": "user@1000.service",
+        "PROCESS_SYSTEMD_USER_UNIT": "mine.service",
+        "CONTAINER_ID": "box",
+        "PROCESS_PID": "4242",
+        "PROCESS_THREAD_ID": "4243",
+        "PROCESS_NAME": "curl",
+        "PROCESS_EXECUTABLE": "/usr/bin/curl",
+        "PROCESS_COMMAND_LINE": "curl http://10.0.0.5/",
+        "TCPWATCHD_NETWORK_NAMESPACE": "4026532999",
+    }
+
+
+def test_who_accepted_it_inside_this_machine() -> None:
+    assert list_added(OPENED._replace(listener=WHOLE)) == {
+        "DESTINATION_USER_ID": "1000",
+        "DESTINATION_USER_NAME": "alice",
+        "DESTINATION_SYSTEMD_UNIT": "user@1000.service",
+        "DESTINATION_SYSTEMD_USER_UNIT": "mine.service",
+        "DESTINATION_CONTAINER_ID": "box",
+        "TCPWATCHD_DESTINATION_NETWORK_NAMESPACE": "4026532999",
+    }
+
+
+@pytest.mark.parametrize("field", Owner._fields)
+def test_what_is_not_known_is_absent(field: str) -> None:
+    """Each field alone, and root is known although it is 0."""
+    alone = Owner()._replace(**{field: getattr(WHOLE, field)})
+    assert list(list_added(OPENED._replace(owner=alone))) == [event.OWNER_FIELDS[field]]
+    expected = [event.LISTENER_FIELDS[field]] if field in event.LISTENER_FIELDS else []
+    assert list(list_added(OPENED._replace(listener=alone))) == expected
+    assert list_added(OPENED._replace(owner=Owner(), listener=Owner()), with_owner=True) == {}
+
+
+def test_root_is_somebody() -> None:
+    added = list_added(OPENED._replace(owner=Owner(user=0), listener=Owner(user=0)), with_owner=True)
+    assert added == {
+        "MESSAGE": f"{MESSAGE} (user 0)",
+        "PROCESS_USER_ID": "0",
+        "DESTINATION_USER_ID": "0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("owner", "words"),
+    [
+        (WHOLE._replace(unit="cron.service", user_unit=None), " (curl[4242], alice, cron.service)"),
+        (WHOLE, " (curl[4242], alice, mine.service)"),
+        (WHOLE._replace(process=None), " (curl, alice, mine.service)"),
+        (Owner(process=4242), " ([4242])"),
+        (Owner(name="curl"), " (curl)"),
+        (Owner(user=1000, unit="a.service"), " (user 1000, a.service)"),
+        (Owner(unit="a.service"), " (a.service)"),
+        (Owner(thread=4243), ""),
+        (Owner(container="box", network=4), ""),
+        (NOBODY, ""),
+    ],
+)
+def test_the_owner_in_words(owner: Owner, words: str) -> None:
+    assert event.describe_owner(owner) == words
+    opened = event.connection_opened(OPENED._replace(owner=owner), MOMENT, with_owner=True)
+    assert opened.fields["MESSAGE"] == MESSAGE + words
+
+
+def test_the_message_is_as_ever_unless_the_owner_is_asked_for() -> None:
+    """And never has who listens."""
+    for with_owner in (False, True):
+        only_listener = OPENED._replace(listener=WHOLE)
+        assert event.connection_opened(only_listener, MOMENT, with_owner).fields["MESSAGE"] == MESSAGE
+    assert event.connection_opened(OPENED._replace(owner=WHOLE), MOMENT).fields["MESSAGE"] == MESSAGE
+
+
+@pytest.mark.parametrize(
+    "name", [b"x\n1 sshd", b"a\nPROCESS_PID=1", b"\x1b[2J\r", b"\xff\xfe", b"\0", "\u2028".encode()]
+)
+def test_hostile_names_forge_no_field_and_no_line(name: bytes) -> None:
+    text = make_printable(name)
+    hostile = Owner(1000, text, name=text, executable=f"/tmp/{text}", command_line=text)
+    opened = event.connection_opened(OPENED._replace(owner=hostile), MOMENT, with_owner=True)
+    assert all(value.isprintable() for value in opened.fields.values())
+    assert {"PROCESS_PID", "PROCESS_SYSTEMD_UNIT"}.isdisjoint(opened.fields)
+    assert opened.fields["MESSAGE"] == f'{MESSAGE} ("{text}", "{text}")'
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sshd[1], root", ' ("sshd[1], root"[4242], alice)'),
+        ('sshd"[1], "x', r' ("sshd\x22[1], \x22x"[4242], alice)'),
+        (" sshd", ' (" sshd"[4242], alice)'),
+        ("Web Content", ' ("Web Content"[4242], alice)'),
+        ("kworker/0:1-x", " (kworker/0:1-x[4242], alice)"),
+    ],
+)
+def test_in_words_a_name_imitates_nothing(name: str, words: str) -> None:
+    assert event.describe_owner(Owner(1000, "alice", process=4242, name=name)) == words
+    assert event.describe_owner(Owner(1000, name)) == words.replace("[4242], alice", "")
+
+
 def test_what_it_says_itself_has_a_time_and_counts_in_good_english() -> None:
     fields = event.connections_missed(1, 2, MOMENT).fields
     assert fields["EVENT_CREATED"] == "2021-04-28T13:28:05.123456Z"
@@ -71,5 +210,5 @@ def test_a_hostile_row_is_quoted_in_ascii_and_cut() -> None:
 def test_every_message_has_an_entry_in_the_catalog() -> None:
     identifiers = {value for value in vars(event).values() if isinstance(value, str) and len(value) == 32}
     lines = (PROJECT / "systemd" / "tcpwatchd.catalog").read_text().splitlines()
-    assert len(identifiers) == 21
+    assert len(identifiers) == 23
     assert sorted(line[3:] for line in lines if line.startswith("-- ")) == sorted(identifiers)

@@ -24,8 +24,8 @@ Type=oneshot
 TimeoutStartSec={timeout}
 StandardOutput=journal+console
 StandardError=journal+console
-Environment=PYTHONPATH=/src
-ExecStart=/usr/bin/python3 /src/tests/system/inside.py {scenario}
+Environment=PYTHONPATH=/src:/usr/lib/tcpwatchd
+ExecStart=/usr/bin/python3 -m tests.system.inside {scenario}
 ExecStopPost=/bin/sh -c 'journalctl -o short-monotonic > /journal.txt; sync; systemctl poweroff --force'
 [Install]
 WantedBy=multi-user.target
@@ -33,7 +33,7 @@ WantedBy=multi-user.target
 
 
 def run_inside(suite: str, scenario: str, parameters: str, folder: Path, package: Path | None = None) -> Any:
-    """Boot, run a scenario of inside.py, and return what it wrote; a package is put into /root for it."""
+    """Boot, run a scenario, with its module, and return what it wrote; a package is put into /root."""
     image = folder / f"{scenario}.ext4"
     layers = Layers(make_tree(suite, KERNEL))
     try:

@@ -17,7 +17,7 @@ ALL = {"opened": SHORT, "reported": SHORT, "same": True, "by": ["trace"]}
 
 @pytest.mark.machine
 def test_a_cpu_that_comes_later(tmp_path: Path) -> None:
-    results = run_inside("bookworm", "late_cpu", "maxcpus=1", tmp_path)
+    results = run_inside("bookworm", "tests.system.inside.late_cpu", "maxcpus=1", tmp_path)
     assert results["online at first"] == "0"
     assert results["on cpu 0"] == ALL
     assert results["idle share"] < 0.5, (
@@ -32,7 +32,9 @@ def test_a_cpu_that_comes_later(tmp_path: Path) -> None:
 @pytest.mark.machine
 def test_lockdown(tmp_path: Path) -> None:
     """And a kernel without IPv6: both are told once, and the service runs."""
-    results = run_inside("bookworm", "lockdown", "lockdown=confidentiality ipv6.disable=1", tmp_path)
+    results = run_inside(
+        "bookworm", "tests.system.inside.lockdown", "lockdown=confidentiality ipv6.disable=1", tmp_path
+    )
     assert results["tcp6"] is False
     assert len(results["no ipv6"]) == 1
     assert "[confidentiality]" in results["lockdown"]
@@ -47,7 +49,7 @@ def test_the_package_on_a_real_machine(suite: str, tmp_path: Path) -> None:
     workshop = Workshop(suite)
     package = Path(shutil.copy(workshop.build_deb(), tmp_path))
     workshop.remove()
-    results = run_inside(suite, "packaged", "", tmp_path, package)
+    results = run_inside(suite, "tests.system.inside.packaged", "", tmp_path, package)
     assert results["units"] == ["active", "active"]
     assert results["capabilities"] == ["0" * 16]
     assert results["status"].startswith("Trace, and polling")
@@ -65,7 +67,7 @@ def test_the_package_on_a_real_machine(suite: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_journald_stands_still(suite: str, tmp_path: Path) -> None:
     """Here the send buffer is what is full first."""
-    results = run_inside(suite, "journald_stands_still", "", tmp_path)
+    results = run_inside(suite, "tests.system.inside.journald_stands_still", "", tmp_path)
     print(results)
     everything = {"opened": MANY, "reported": MANY, "same": True, "by": ["trace"]}
     assert results["same process"]
@@ -85,7 +87,7 @@ def test_journald_stands_still(suite: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
     """Every user, unit, container, name and process of 500 clients, and every listener's user and unit."""
-    results = run_inside(suite, "owners", "", tmp_path)
+    results = run_inside(suite, "tests.system.inside_owners.owners", "", tmp_path)
     print(results)
     assert results["clients"] == 500
     assert results["servers"] == 500

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd.connection import End, Endpoint, Row, Snapshot, TcpState
+from tcpwatchd.connection import Caller, End, Endpoint, Row, Snapshot, Socket, TcpState
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.tracking.comparison import MOST_UNPAIRED, REMEMBERED, Unpaired, can_be
 from tcpwatchd.tracking.tracker import Tracker
-from tests.polls import Polls, find_new
+from tests.polls import Polls, find_new, make_socket
 from tests.table import write_tables
 
 if TYPE_CHECKING:
@@ -705,3 +705,140 @@ def test_an_accepting_end_that_waits_for_data(polls: Polls) -> None:
 def test_the_row_of_an_opening_end_whose_accepting_end_waits_for_data(polls: Polls) -> None:
     polls.own("10.0.0.2")
     assert polls.see(f"{S} 0.0.0.0:0 LISTEN 1", f"{C} {S} ESTABLISHED 5", f"{S} {C} SYN_RECV 0") == PAIRED
+
+
+HERE, BOX, OTHER_BOX = 1, 2, 3
+"""Network namespaces: the one that is polled, and two of containers."""
+L = "127.0.0.1"
+INSIDE = [f"{L}:5000 -> {L}:80 internal"]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Polls:
+    return Polls(tmp_path, network=HERE)
+
+
+def within(network: int, *records: str) -> list[str]:
+    return [f"{record} {network}" for record in records]
+
+
+def connect_inside(network: int, when: int, sock: int) -> list[str]:
+    """Over loopback, with the same ports each time."""
+    client, server = f"{L}:5000", f"{L}:80"
+    ends = opens(when, sock, f"{client} {server}"), accepts(when + 2, sock + 1, f"{server} {client}")
+    return within(network, *ends[0], ends[1])
+
+
+def list_owned(polls: Polls) -> list[tuple[int | None, int | None]]:
+    """The namespaces of who opened and who accepted what was reported last."""
+    for new in polls.reported:
+        for socket in (new.opener, new.acceptor):
+            assert socket is None or socket == make_socket(socket.network)
+    return [
+        (new.opener and new.opener.network, new.acceptor and new.acceptor.network) for new in polls.reported
+    ]
+
+
+def test_equal_4_tuples_in_two_namespaces_are_two_connections(here: Polls) -> None:
+    """Each with the sockets of its own."""
+    assert here.hear(*connect_inside(BOX, 1, 7), *connect_inside(HERE, 4, 17)) == [*INSIDE, *INSIDE]
+    assert list_owned(here) == [(BOX, BOX), (HERE, HERE)]
+    assert here.see(f"{L}:5000 {L}:80 ESTABLISHED 5", f"{L}:80 {L}:5000 ESTABLISHED 6", at=20) == []
+    assert here.hear(*connect_inside(OTHER_BOX, 31, 7)) == INSIDE
+    assert list_owned(here) == [(OTHER_BOX, OTHER_BOX)]
+    assert here.see(f"{L}:5000 {L}:80 ESTABLISHED 5", f"{L}:80 {L}:5000 ESTABLISHED 6", at=40) == []
+
+
+def test_a_record_of_another_namespace_is_of_no_row_of_ours(here: Polls) -> None:
+    """The row's own record is lost; without namespaces it would pass for what was told."""
+    assert here.hear(*connect_inside(BOX, 1, 7)) == INSIDE
+    rows = f"{L}:5000 {L}:80 ESTABLISHED 5", f"{L}:80 {L}:5000 ESTABLISHED 6"
+    assert here.see(*rows, at=10) == INSIDE
+    assert here.hear(*connect_inside(BOX, 21, 17)) == INSIDE
+    assert here.see(*rows, at=30) == []
+    assert here.see(f"{L}:5000 {L}:80 FIN_WAIT1 5", f"{L}:80 {L}:5000 CLOSE_WAIT 6", at=40) == []
+
+
+def test_a_reuse_of_ours_is_not_taken_for_what_another_namespace_told(here: Polls) -> None:
+    end = "10.0.0.5:5000 192.0.2.1:443"
+    egress = ["10.0.0.5:5000 -> 192.0.2.1:443 egress"]
+    assert here.see(f"{end} ESTABLISHED 5", at=1) == egress
+    assert here.hear(*within(BOX, *opens(10, 7, end))) == egress
+    assert here.see(f"{end} ESTABLISHED 6", at=30) == egress
+
+
+@pytest.mark.parametrize(
+    ("opener", "acceptor", "row"),
+    [
+        (BOX, HERE, f"{S} {C} ESTABLISHED 6"),
+        (HERE, BOX, f"{C} {S} ESTABLISHED 5"),
+        (BOX, OTHER_BOX, ""),
+    ],
+    ids=["container to host", "host to container", "container to container"],
+)
+def test_between_two_namespaces_a_connection_is_internal(
+    here: Polls, opener: int, acceptor: int, row: str
+) -> None:
+    """It has the sockets of both, and the row of the end that is here is its own."""
+    assert here.hear(*within(opener, *opens(1, 7)), now=40) == []
+    assert here.hear(*within(acceptor, accepts(41, 8)), now=42) == PAIRED
+    assert list_owned(here) == [(opener, acceptor)]
+    assert here.reported[0].caller == Caller(1_000_000, 1, None)
+    rows = [row] if row else []
+    assert [here.see(*rows, at=when) for when in (50, 60, 70)] == [[], [], []]
+
+
+def test_what_a_container_connects_to_outside(here: Polls) -> None:
+    """And what comes from there."""
+    assert here.hear(*within(BOX, *opens(1, 7, f"{SERVER} {CLIENT}"))) == [f"{SERVER} -> {CLIENT} egress"]
+    assert list_owned(here) == [(BOX, None)]
+    assert here.hear(*within(BOX, accepts(200, 8, f"{SERVER} 192.0.2.99:1"))) == [
+        f"192.0.2.99:1 -> {SERVER} ingress"
+    ]
+    assert list_owned(here) == [(None, BOX)]
+
+
+def test_what_a_container_connects_to_at_this_machine_stays_here(here: Polls) -> None:
+    """Though its accepting end may come late, or with the first data only."""
+    here.own("10.0.0.2")
+    for network in (BOX, HERE):
+        assert here.hear(*within(network, *opens(100 * network, 7))) == PAIRED
+        assert list_owned(here) == [(network, None)]
+
+
+@pytest.mark.parametrize("first", [HERE, BOX])
+@pytest.mark.parametrize("opened_first", [HERE, BOX])
+def test_each_of_two_that_wait_has_the_other_end_of_its_own_namespace(
+    here: Polls, opened_first: int, first: int
+) -> None:
+    """Whichever was opened and accepted first."""
+    second, opened_second = HERE + BOX - first, HERE + BOX - opened_first
+    client, server = f"{L}:5000 {L}:80", f"{L}:80 {L}:5000"
+    opened = [*within(opened_first, *opens(1, 7, client)), *within(opened_second, *opens(3, 17, client))]
+    accepted = [*within(first, accepts(5, 8, server)), *within(second, accepts(6, 18, server))]
+    assert here.hear(*opened, *accepted) == [*INSIDE, *INSIDE]
+    assert sorted(list_owned(here)) == [(HERE, HERE), (BOX, BOX)]
+
+
+def test_a_connection_that_stays_here_waits_for_its_second_owner(here: Polls) -> None:
+    """Only where records tell of owners."""
+    assert here.hear(*connect_inside(HERE, 1, 7)[:2], now=2) == []
+    assert here.hear(*connect_inside(HERE, 1, 7)[2:], now=3) == INSIDE
+    assert list_owned(here) == [(HERE, HERE)]
+    assert here.hear(*opens(11, 7, f"{L}:5000 {L}:80"), now=12) == INSIDE
+    assert list_owned(here) == [(None, None)]
+
+
+def test_a_self_connect_has_one_socket_for_both_ends(here: Polls) -> None:
+    end = f"{L}:5000 {L}:5000"
+    records = within(BOX, f"1 7 CLOSE SYN_SENT {end}", f"2 7 SYN_RECV ESTABLISHED {end}")
+    assert here.hear(*records) == [f"{L}:5000 -> {L}:5000 internal"]
+    assert list_owned(here) == [(BOX, BOX)]
+    assert here.see(f"{end} ESTABLISHED 5", at=9) == [f"{L}:5000 -> {L}:5000 internal"]
+
+
+def test_a_row_has_the_user_of_a_socket_that_a_process_holds(here: Polls) -> None:
+    assert len(here.see(LISTENER, f"{SERVER} {CLIENT} ESTABLISHED 9")) == 1
+    assert [(new.opener, new.acceptor) for new in here.reported] == [(None, Socket(0, 0, 0))]
+    assert len(here.see(f"{SERVER} 192.0.2.9:1 ESTABLISHED 0")) == 1
+    assert [(new.opener, new.acceptor) for new in here.reported] == [(None, None)]
