@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.connection import End, Endpoint, TcpState, Transition
+from tcpwatchd.connection import Socket as KernelSocket
 from tests.table import endpoint4, endpoint6, row, write_tables
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class Kind(NamedTuple):
     client6: bool
     server6: bool
     direction: str
+    client_elsewhere: bool = False
+    server_elsewhere: bool = False
+    """Whether an end that is not in our tables is in another network namespace of this machine."""
 
 
 KINDS = (
@@ -60,6 +64,15 @@ KINDS = (
     Kind("2001:db8::1", "2001:db8::5", False, True, True, True, "ingress"),
     Kind("::1", "::1", True, True, True, True, "internal"),
 )
+ELSEWHERE = (
+    Kind("127.0.0.1", "127.0.0.1", False, False, False, False, "internal", True, True),
+    Kind("10.0.0.5", "10.0.0.9", True, False, False, False, "internal", server_elsewhere=True),
+    Kind("10.0.0.9", "10.0.0.6", False, True, False, False, "internal", client_elsewhere=True),
+)
+"""The first has the addresses of another kind in our own network; the trace tells of all."""
+OWN, OTHER, REMOTE = 1, 2, 0
+"""Network namespaces; a remote end has none."""
+TWINS = KINDS[2], ELSEWHERE[0]
 CLIENT_PORTS, SERVER_PORTS = (40000, 40001), (80, 50000)
 PROXIED = Kind("192.0.2.60", "198.51.100.9", False, True, False, False, "ingress")
 """What a transparent proxy accepts for another machine; it opens to that one with the same ports."""
@@ -81,6 +94,9 @@ class Socket:
     remote: Address
     table6: bool
     here: bool
+    network: int
+    user: int
+    """Another one for each socket, so that it tells whose a report is."""
     state: TcpState = ESTABLISHED
     inode: int = 0
     accepted: bool = True
@@ -124,9 +140,14 @@ def is_successor(before: Print, after: Print) -> bool:
 
 
 class Kernel:
-    """`clock` counts nanoseconds, a millisecond a step; `records` are what the trace holds."""
+    """`clock` counts nanoseconds, a millisecond a step; `records` are what the trace holds.
 
-    def __init__(self, root: Path) -> None:
+    `owned`: records tell of the socket's user and network namespace, and there is another namespace.
+    """
+
+    def __init__(self, root: Path, owned: bool = False) -> None:
+        self._owned = owned
+        self._kinds = KINDS + ELSEWHERE if owned else KINDS
         self.clock = TICK
         self.records: list[Transition] = []
         self._root = root
@@ -144,13 +165,15 @@ class Kernel:
         self.clock += TICK
         name, which, what = step
         if name == "listen":
-            self._listen(KINDS[which % len(KINDS)], what)
+            self._listen(self._kinds[which % len(self._kinds)], what)
         elif name == "open":
-            self._open(KINDS[which % len(KINDS)], what)
+            self._open(self._kinds[which % len(self._kinds)], what)
         elif name == "fast":
-            self._open(KINDS[which % len(KINDS)], what, ended_early=True)
+            self._open(self._kinds[which % len(self._kinds)], what, ended_early=True)
         elif name == "proxy":
             self._proxy(what)
+        elif name == "twins":
+            self._open_twins(what)
         elif self.links and name in STEPS and name != "poll":
             link = self.links[-1 - which % min(4, len(self.links))]
             sockets = [link.sockets[what % 2]] if name != "reset" else list(link.sockets)
@@ -180,6 +203,17 @@ class Kernel:
         if self._open(PROXIED, what):
             self._open(ONWARD, what)
 
+    def _open_twins(self, what: int) -> None:
+        """Two connections with the same addresses and ports, in two networks, at the same time."""
+        records = len(self.records)
+        if not all(self._open(kind, what) for kind in TWINS) or len(self.records) != records + 6:
+            return
+        # Each is SYN_SENT, then ESTABLISHED at both ends: the other order of these leaves the same pairs.
+        times = [record.time for record in self.records[records:]]
+        first, second = self.records[records : records + 3], self.records[records + 3 :]
+        mixed = [record for pair in zip(first, second) for record in pair]
+        self.records[records:] = [record._replace(time=time) for record, time in zip(mixed, times)]
+
     def _open(self, kind: Kind, what: int, ended_early: bool = False) -> bool:
         """Whether the ports are free. `ended_early`: the server closes before the handshake is over."""
         client = kind.client, CLIENT_PORTS[what % 2]
@@ -188,20 +222,31 @@ class Kernel:
             return False
         for end, remote_gone in (((client, server), False), ((server, client), not kind.client_here)):
             old = self._sockets.get(end)
-            if old and old.state != TIME_WAIT and not remote_gone:
+            elsewhere = kind.client_elsewhere and kind.server_elsewhere
+            if old and old.state != TIME_WAIT and not remote_gone and not elsewhere:
                 return False
         link = Link(kind, client, server)
+        networks = [
+            OWN if here else OTHER if elsewhere else REMOTE
+            for here, elsewhere in (
+                (kind.client_here, kind.client_elsewhere),
+                (kind.server_here, kind.server_elsewhere),
+            )
+        ]
+        user = 2 * len(self.links)
+        inode = self._new_inode()
         link.sockets = [
-            Socket(link, client, server, kind.client6, kind.client_here, inode=self._new_inode()),
-            Socket(link, server, client, kind.server6, kind.server_here, accepted=False),
+            Socket(link, client, server, kind.client6, kind.client_here, networks[0], user, inode=inode),
+            Socket(
+                link, server, client, kind.server6, kind.server_here, networks[1], user + 1, accepted=False
+            ),
         ]
         self.links.append(link)
         opening, accepting = link.sockets
         for socket in link.sockets:
             if socket.here:
                 self._sockets[socket.local, socket.remote] = socket
-        if opening.here:
-            self._tell(opening, TcpState.CLOSE, TcpState.SYN_SENT)
+        self._tell(opening, TcpState.CLOSE, TcpState.SYN_SENT)
         if ended_early:
             # A Fast Open child: it had its data with the SYN.
             accepting.accepted, accepting.state = True, TcpState.FIN_WAIT1
@@ -216,12 +261,15 @@ class Kernel:
 
         What was established and closes does not pass the instance's filter.
         """
-        if not socket.here or (new == TcpState.CLOSE and old not in (TcpState.SYN_SENT, TcpState.SYN_RECV)):
+        if not socket.network or (
+            new == TcpState.CLOSE and old not in (TcpState.SYN_SENT, TcpState.SYN_RECV)
+        ):
             return
         self.clock += 1
         local = (socket.local[0], 0) if new == TcpState.SYN_SENT else socket.local
         end = End(pack(local), pack(socket.remote))
-        self.records.append(Transition(self.clock, id(socket), old, new, end, 1))
+        known = KernelSocket(socket.user, 0, socket.network) if self._owned else None
+        self.records.append(Transition(self.clock, id(socket), old, new, end, 1, None, known))
 
     def drain(self, left: int = 0) -> list[Transition]:
         """Take out records; the newest `left` came too late for this drain, as far as they are new at all."""
@@ -369,7 +417,21 @@ class Kernel:
         links = [link for link in self.links if (link.client, link.server) == (source, destination)]
         assert links, f"never opened: {report}"
         assert report.direction in {link.kind.direction for link in links}
+        if self._owned:
+            self._check_owner(report)
         self.reports[frozenset([source, destination])] += 1
+
+    def _check_owner(self, report: Connection) -> None:
+        """Its sockets are those of one connection, whose ends and direction it has."""
+        sockets = [(0, report.opener), (1, report.acceptor)]
+        (link,) = {self.links[socket.user // 2] for _, socket in sockets if socket}
+        source, destination = ((e.ip, e.port) for e in (report.source, report.destination))
+        assert (source, destination) == (link.client, link.server)
+        assert report.direction == link.kind.direction
+        for side, socket in sockets:
+            assert socket is None or socket.user % 2 == side
+            # An end that is not told of in time is missing, and no other stands for it.
+            assert socket is not None or not link.sockets[side].network
 
     def check_traced(self, lossy: bool) -> None:
         """Each connection was reported once; with losses, none twice."""

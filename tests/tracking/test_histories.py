@@ -13,11 +13,11 @@ from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.state.baseline import format_baseline, parse_baseline
 from tcpwatchd.tracking.tracker import Tracker
 from tests.kept import make_baseline
-from tests.model import KINDS, STEPS, Kernel, Step
+from tests.model import ELSEWHERE, KINDS, OWN, STEPS, Kernel, Kind, Step
 from tests.polls import find_new
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tcpwatchd.connection import Connection
 
@@ -28,20 +28,21 @@ BUCKETS = st.sampled_from([0, 0, 0, 1, 2, 6, -1, -2, -5])
 
 
 @st.composite
-def histories(draw: st.DrawFn, *extra: str) -> list[Step]:
+def histories(draw: st.DrawFn, *extra: str, kinds: Sequence[Kind] = KINDS) -> list[Step]:
     """Steps among the connections of few kinds, so that they meet."""
-    kinds = st.sampled_from(draw(st.lists(st.integers(0, len(KINDS) - 1), min_size=1, max_size=3)))
+    numbers = st.sampled_from(draw(st.lists(st.integers(0, len(kinds) - 1), min_size=1, max_size=3)))
     named = {
-        "open": st.tuples(st.just("open"), kinds, st.integers(0, 3)),
-        "fast": st.tuples(st.just("fast"), kinds, st.integers(0, 3)),
-        "proxy": st.tuples(st.just("proxy"), kinds, st.integers(0, 3)),
-        "listen": st.tuples(st.just("listen"), kinds, st.integers(0, 1)),
+        "open": st.tuples(st.just("open"), numbers, st.integers(0, 3)),
+        "fast": st.tuples(st.just("fast"), numbers, st.integers(0, 3)),
+        "proxy": st.tuples(st.just("proxy"), numbers, st.integers(0, 3)),
+        "twins": st.tuples(st.just("twins"), numbers, st.integers(0, 3)),
+        "listen": st.tuples(st.just("listen"), numbers, st.integers(0, 1)),
         "poll": st.tuples(st.just("poll"), FEW, BUCKETS),
     }
     names = (*STEPS, *MORE, *extra, *extra)
     others = [st.tuples(st.just(name), st.integers(0, 3), st.integers(0, 1)) for name in names]
     step = st.one_of(*(named.get(name, other) for name, other in zip(names, others)))
-    listens = [("listen", kind, port) for kind in range(len(KINDS)) for port in (0, 1)]
+    listens = [("listen", kind, port) for kind in range(len(kinds)) for port in (0, 1)]
     return [*listens, *draw(st.lists(step, min_size=40, max_size=150))]
 
 
@@ -64,9 +65,10 @@ def test_every_visible_connection_is_reported_once(steps: list[Step]) -> None:
 class Traced:
     """A tracker with both sources; the time of a snapshot is that of the walk over the model's tables."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder, self.kernel = folder, Kernel(Path(folder))
-        self._tables, self._tracker = Tables(self._folder), Tracker()
+    def __init__(self, folder: str, owned: bool = False) -> None:
+        self._folder, self.kernel = folder, Kernel(Path(folder), owned)
+        self._network = OWN if owned else 0
+        self._tables, self._tracker = Tables(self._folder), Tracker(self._network)
         self._lossy = False
         self._drained = 0
 
@@ -75,7 +77,7 @@ class Traced:
         for report in self._tracker.release(self._drained):
             self.kernel.hear_traced(report)
         kept = parse_baseline(format_baseline(make_baseline(self._tracker.known, self._tables.blocks)))
-        self._tables, self._tracker = Tables(self._folder), Tracker()
+        self._tables, self._tracker = Tables(self._folder), Tracker(self._network)
         self._tracker.restore(kept.known)
         self._tables.restore(kept.blocks)
 
@@ -129,6 +131,15 @@ def test_the_trace_misses_nothing(steps: list[Step]) -> None:
 def test_restarts_miss_nothing(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         traced = Traced(folder)
+        assert traced.run(steps, delays=True) == []
+        traced.kernel.check_traced(lossy=False)
+
+
+@given(histories("drain", "restart", "twins", kinds=KINDS + ELSEWHERE))
+def test_records_of_sockets_miss_nothing_and_mix_nothing(steps: list[Step]) -> None:
+    """With the owner and the network namespace in each record, and equal addresses in two of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        traced = Traced(folder, owned=True)
         assert traced.run(steps, delays=True) == []
         traced.kernel.check_traced(lossy=False)
 
