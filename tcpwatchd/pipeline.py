@@ -72,6 +72,7 @@ class Pipeline:
         """Whether the trace has been read since the snapshot before."""
         self._drain_failing = self._counters_failing = self._owners_failing = False
         """Whether each could not be read when it was last tried."""
+        self._owners_failed_since_poll = False
         self._drained_whole = True
         """Whether the last drain left nothing behind that was older than it."""
         self._lost_unreported = 0
@@ -111,9 +112,10 @@ class Pipeline:
         records_may_follow = self._trace is not None and not (self._drained_whole and trace_sound)
         new = self._tracker.find_new(snapshot, unchanged, records_may_follow)
         self._tables.keep()
-        self._owners.note_poll(self._tracker.listeners, snapshot.started)
         self._feed_watchdog()
         self.outbox.add(map(self._owners.name, new))
+        self._owners.note_poll(self._tracker.listeners, snapshot.started)
+        self._note_owners(polled=True)
         self._count_missed(counters, snapshot, new, trace_sound)
         self._report_malformed(snapshot.malformed)
         self._report_lost()
@@ -155,14 +157,18 @@ class Pipeline:
         self._note_owners()
         return drain.failure
 
-    def _note_owners(self) -> None:
-        """A failure to find owners is reported once, and when it is over."""
-        failure = self._owners.failure
+    def _note_owners(self, polled: bool = False) -> None:
+        """A failure to find owners is reported once, and that it is over when none came from poll to poll."""
+        failure = self._owners.take_failure()
+        self._owners_failed_since_poll |= failure is not None
         if failure and not self._owners_failing:
+            self._owners_failing = True
             self.report(event.owners_failed(describe(failure), now()))
-        elif self._owners_failing and not failure:
-            self.report(event.owners_recovered(now()))
-        self._owners_failing = failure is not None
+        if polled:
+            if self._owners_failing and not self._owners_failed_since_poll:
+                self._owners_failing = False
+                self.report(event.owners_recovered(now()))
+            self._owners_failed_since_poll = False
 
     def check_trace(self) -> None:
         """See whether the instance is still what it was set up to be, and repair it where that may be done.

@@ -37,6 +37,9 @@ PROOF_INSTANCE = "tcpwatchd-proof-"
 """What begins the name of the instance; the PID follows."""
 PATIENCE = 5.0
 """Seconds for the connections, and for their records."""
+PROOF_BUFFER_KB = 1024
+"""A CPU."""
+TRIES = 3
 USER = 65534
 """Makes the connections where we may become another: a field that is always 0 would pass for root's."""
 NEW_NETWORK = 0x40000000
@@ -67,14 +70,15 @@ def prove(tracing: str, event: str) -> None:
     """Raises ProbeError when the event does not tell what it should."""
     path = f"{tracing}/instances/{PROOF_INSTANCE}{os.getpid()}"
     try:
+        with contextlib.suppress(OSError):  # left by a crash of a process of the same number
+            os.rmdir(path)
         os.mkdir(path)
         try:
             write_settings(path, f"{PROBES}/{event}")
-            set_buffer_size(path, 64)
+            set_buffer_size(path, PROOF_BUFFER_KB)
             trace = Trace(path)
             try:
-                made = make_connections()
-                missing = find_missing(trace, made)
+                missing = find_missing(trace)
             finally:
                 trace.close()
         finally:
@@ -85,16 +89,29 @@ def prove(tracing: str, event: str) -> None:
         raise ProbeError(f"the event probe does not tell what it should on this kernel: {missing[0]}")
 
 
-def find_missing(trace: Trace, made: Made) -> list[str]:
-    """What was not recorded of what was expected, in words."""
-    decoder = Decoder(trace.formats, trace.taken)
+def find_missing(trace: Trace) -> list[str]:
+    """What was not recorded of connections that are made now, in words.
+
+    The instance hears the whole machine: if it lost records, all is tried again.
+    """
+    for _ in range(TRIES):
+        missing, lost = compare(trace, make_connections())
+        if not missing or not lost:
+            break
+    return missing
+
+
+def compare(trace: Trace, made: Made) -> tuple[list[str], int]:
+    """What was not recorded, and how many records were lost."""
+    decoder, lost = Decoder(trace.formats, trace.count_taken()), 0
     expected, found = set(list_expected(made)), set[tuple[Any, ...]]()
     give_up_at = time.monotonic() + PATIENCE
     while not expected <= found and time.monotonic() < give_up_at:
-        transitions, _ = decoder.decode(trace.drain())
+        transitions, lost_now = decoder.decode(trace.drain())
+        lost += lost_now
         found.update(describe_transition(transition, made) for transition in transitions)
         time.sleep(0.01)
-    return [" ".join(map(str, told)) for told in expected - found]
+    return [" ".join(map(str, told)) for told in expected - found], lost
 
 
 def list_expected(made: Made) -> Iterator[tuple[Any, ...]]:

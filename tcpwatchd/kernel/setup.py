@@ -18,6 +18,7 @@ from tcpwatchd.kernel.instance import (
     find_tracing,
     is_probe,
     lock,
+    read_buffer_size,
     read_file,
     set_buffer_size,
     write_settings,
@@ -65,9 +66,12 @@ def set_up(name: str, buffer_kb: int | None) -> SetUp:
         if standing not in (None, event):
             # It holds records that nobody could read with the other's format, as after an upgrade.
             try:
+                size = read_buffer_size(path)
                 os.rmdir(path)
+                buffer_kb = size if buffer_kb is None else buffer_kb
             except OSError as error:  # somebody reads it
-                event, no_owners = str(standing), f"{path} has another event: {error.strerror}"
+                event = str(standing)
+                no_owners = None if is_probe(event) else f"{path} has another event: {error.strerror}"
         with contextlib.suppress(FileExistsError):  # left by a crash, or the service's
             os.mkdir(path)
             made = True

@@ -11,7 +11,13 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from tcpwatchd.failure import Failure
-from tcpwatchd.output.event import CONNECTION_OPENED, Event, format_local
+from tcpwatchd.output.event import (
+    CONNECTION_OPENED,
+    LISTENER_FIELDS,
+    OWNER_FIELDS,
+    Event,
+    format_local,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -156,8 +162,9 @@ def find_sender(descriptor: int) -> socket.socket | None:
 
 LONGEST_LINE = 4096
 """What a pipe that is writable takes at once, with the newline (PIPE_BUF)."""
-DISPENSABLE = {"PROCESS_COMMAND_LINE", "PROCESS_EXECUTABLE"}
-"""What makes a line too long, if anything does."""
+LONG_NAMES = {"PROCESS_COMMAND_LINE", "PROCESS_EXECUTABLE"}
+DISPENSABLE = (LONG_NAMES, {*OWNER_FIELDS.values(), *LISTENER_FIELDS.values()})
+"""What makes a line too long, if anything does; the second if the first is not enough."""
 
 
 class Stream:
@@ -262,9 +269,9 @@ class JsonSink:
 
     def write(self, event: Event) -> bool:
         line = self._dumps(event.fields)
-        if len(line) >= LONGEST_LINE:
-            short = {name: value for name, value in event.fields.items() if name not in DISPENSABLE}
-            line = self._dumps(short)
+        for names in DISPENSABLE:
+            if len(line) >= LONGEST_LINE:
+                line = self._dumps({n: value for n, value in event.fields.items() if n not in names})
         return self._out.write(line)
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from tcpwatchd.owners.processes import Process
 
 MOST_LISTENERS = 10_000
-MOST_CLOSED = 100
-"""At one endpoint, between two polls; after more it is not known until the next who listened there."""
+MOST_CLOSED = 1_000
+"""Between two polls; after more nothing is known until the next."""
+HELD = 1_000_000_000
+"""Nanoseconds; a connection is named sooner after it opened, unless it waited for a drain."""
 GONE = -1
 
 
@@ -32,6 +34,7 @@ class Listeners:
         self._places: dict[Endpoint, dict[int, Listener]] = {}
         self._closed: dict[Endpoint, list[tuple[int, Listener]]] = {}
         """When each one closed, of those since the last poll: a connection can be named a moment later."""
+        self._closed_count = 0
         self._unheard: set[Endpoint] = set()
         """Where a poll saw more sockets listen than were heard of: it is not known whose a connection is."""
         self._unheard_now: set[Endpoint] = set()
@@ -39,9 +42,13 @@ class Listeners:
         self._compared = False
         """Whether a poll has shown what was not heard of, since anything may have been missed."""
 
+    def concerns(self, socket: Socket | None) -> bool:
+        """Whether it is of the network that is polled."""
+        return socket is not None and socket.network == self._network
+
     def add(self, transition: Transition, process: Process | None) -> None:
         socket = transition.socket
-        if socket is None or socket.network != self._network:
+        if socket is None or not self.concerns(socket):
             return
         started = process.started if process else GONE
         new = Listener(transition.end.local, socket, transition.time, transition.thread, started)
@@ -62,15 +69,14 @@ class Listeners:
             del place[skaddr]
             if not place:
                 del self._places[listener.endpoint]
-            closed = self._closed.setdefault(listener.endpoint, [])
-            closed.append((when, listener))
-            if len(closed) > MOST_CLOSED:
-                self._unheard.add(listener.endpoint)
-                closed.clear()
+            self._closed.setdefault(listener.endpoint, []).append((when, listener))
+            self._closed_count += 1
+            if self._closed_count > MOST_CLOSED:
+                self.forget()
 
     def forget(self) -> None:
         """Something may have been missed: nothing is known until a poll shows who listens."""
-        self.heard, self._places, self._closed = {}, {}, {}
+        self.heard, self._places, self._closed, self._closed_count = {}, {}, {}, 0
         self._compared = False
 
     def restore(self, heard: Mapping[int, Listener]) -> None:
@@ -86,13 +92,15 @@ class Listeners:
         before = self._unheard_now
         self._unheard_now = {endpoint for endpoint, number in rows.items() if number > heard[endpoint]}
         self._unheard = self._unheard_now | before
-        recent = {place: [one for one in closed if one[0] >= until] for place, closed in self._closed.items()}
+        since = until - HELD
+        recent = {place: [one for one in closed if one[0] >= since] for place, closed in self._closed.items()}
         self._closed = {place: closed for place, closed in recent.items() if closed}
+        self._closed_count = sum(map(len, self._closed.values()))
         self._compared = True
 
     def find(self, local: Endpoint, socket: Socket, when: int) -> Listener | None:
         """Who then listened where this was accepted, if there is only one who can have accepted it."""
-        if socket.network != self._network or not self._compared:
+        if not self.concerns(socket) or not self._compared:
             return None
         places = list(list_places(local))
         if not self._unheard.isdisjoint(places):

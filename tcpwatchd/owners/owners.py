@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from tcpwatchd.owners.processes import Process
 
 SYN_SENT, LISTEN = TcpState.SYN_SENT, TcpState.LISTEN
-SOON = 100_000_000
-"""Nanoseconds within which a process still has the user and the group that it connected with."""
+SOON = 10_000_000
+"""Nanoseconds for which /proc is believed to show the user and the group that a process connected with."""
 NO_USER = 0xFFFFFFFF
 MOST_CACHED = 10_000
 MOST_CALLERS = 100_000
 """Attempts to connect of which the process is remembered until they succeed."""
+LONGEST_ATTEMPT = 64_000_000_000
+"""Nanoseconds; the retries of a handshake end before."""
 
 
 class Owners:
@@ -51,7 +53,7 @@ class Owners:
         """By thread and time of the record, the oldest first."""
         self._described: dict[Socket, Owner] = {}
         self.failure: Exception | None = None
-        """What went wrong since the last drain began: connections go on without their owners."""
+        """What went wrong since that was last taken: connections go on without their owners."""
 
     @property
     def known(self) -> OwnersKnown:
@@ -68,11 +70,15 @@ class Owners:
 
     def follow(self, groups: Iterable[ControlGroup], transitions: Iterable[Transition], lossy: bool) -> None:
         """Of a drain: groups that were made, who connects and who listens. `lossy`: records were lost."""
-        self.failure = None
         try:
             self._follow(groups, transitions, lossy)
         except Exception as error:  # whatever it is, a connection without an owner is one
             self.failure = error
+            self._listeners.forget()
+
+    def take_failure(self) -> Exception | None:
+        failure, self.failure = self.failure, None
+        return failure
 
     def _follow(self, groups: Iterable[ControlGroup], transitions: Iterable[Transition], lossy: bool) -> None:
         self._groups.add(groups)
@@ -88,7 +94,7 @@ class Owners:
                 process = look(thread, when)
                 if process:
                     self._callers[thread, when] = process
-            elif new == LISTEN:
+            elif new == LISTEN and self._listeners.concerns(transition.socket):
                 self._listeners.add(transition, look(thread, when))
             elif old == LISTEN:
                 self._listeners.remove(skaddr, when)
@@ -97,7 +103,16 @@ class Owners:
 
     def note_poll(self, rows: Mapping[Endpoint, int], began: int) -> None:
         """How many rows of the snapshot that was begun then listen at each endpoint."""
+        try:
+            self._note_poll(rows, began)
+        except Exception as error:  # as above
+            self.failure = error
+            self._listeners.forget()
+
+    def _note_poll(self, rows: Mapping[Endpoint, int], began: int) -> None:
         self._listeners.compare(rows, began)
+        kept = ((key, process) for key, process in self._callers.items() if key[1] > began - LONGEST_ATTEMPT)
+        self._callers = dict(kept)
         if self._groups.refresh() or self._users.refresh():
             self._described.clear()
 

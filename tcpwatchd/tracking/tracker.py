@@ -184,9 +184,9 @@ class Tracker:
                 elif awaiting.get(end, (0, 1))[1] == 0:
                     del awaiting[end]  # a poll expected it, and it has no row here
                 if received:
-                    self._make_internal(flipped, {"acceptor": socket})
+                    self._make_internal(flipped, socket, {"acceptor": socket})
                 else:
-                    self._make_internal(end, {"opener": socket, "caller": caller})
+                    self._make_internal(end, socket, {"opener": socket, "caller": caller})
                 return
             other_known = not elsewhere and self._is_known(flipped, holds)
             if other_known:
@@ -194,7 +194,7 @@ class Tracker:
                 awaiting[flipped] = when, other_told or 1
         if not elsewhere:
             awaiting[end] = when, told + 1
-        elif not (opened or ended_early) and remote.address in self.addresses:
+        elif not (opened or ended_early) and self._may_be_ours(remote):
             # Its opening end is here, and was not told of: the row of that one is this connection's.
             _, other_told = awaiting.get(flipped, NOT_AWAITED)
             awaiting[flipped] = when, other_told
@@ -230,12 +230,14 @@ class Tracker:
         held = (opened or ended_early) and local != remote and (not internal or socket is not None)
         self._enqueue(make(Connection, (*fields, NOBODY, NOBODY)), held)
 
+    def _may_be_ours(self, endpoint: Endpoint) -> bool:
+        """Whether what is connected with it from another network namespace can be connected with us."""
+        return endpoint.address in self.addresses and not endpoint.is_loopback
+
     def _is_expected(self, end: End, flipped: End, elsewhere: bool, holds: Holds) -> bool:
         """Whether a poll knows the other end of an accepted one, which is then new, or expected by it."""
-        if elsewhere and end.remote.address not in self.addresses:
-            return False
         if elsewhere:
-            return self._is_open(flipped, holds)
+            return self._may_be_ours(end.remote) and self._is_open(flipped, holds)
         if not self._is_open(flipped, holds):
             return False
         if end in self._awaiting_row:
@@ -268,15 +270,15 @@ class Tracker:
                 self._held[end] = [report]
         self._queue.append(report)
 
-    def _make_internal(self, opened: End, other_end: dict[str, Any]) -> None:
+    def _make_internal(self, opened: End, socket: Socket | None, other_end: dict[str, Any]) -> None:
         """A report that is held for its other end has it: both are on this machine."""
         reports = self._held.pop(opened, None)
-        if reports:
-            report = reports[0]
-            if len(reports) > 1:
-                report = find_other(reports, other_end)
-                reports.remove(report)
-                self._held[opened] = reports
+        if not reports:
+            return
+        report = find_other(reports, opened, socket, other_end) if socket else reports[-1]
+        if len(reports) > 1 or not report:
+            self._held[opened] = [one for one in reports if one is not report]
+        if report:
             report.held = False
             report.connection = report.connection._replace(direction="internal", **other_end)
 
@@ -359,16 +361,19 @@ class _Report:
         self.held = held
 
 
-def find_other(reports: list[_Report], other_end: dict[str, Any]) -> _Report:
-    """Of several that are held, the one that this end belongs to.
+def find_other(
+    reports: list[_Report], opened: End, socket: Socket, other_end: dict[str, Any]
+) -> _Report | None:
+    """Of those that are held, the one that this end belongs to.
 
     That is one that lacks just this end; of these one of the same network namespace, if there is one, else
-    the newest.
+    the newest. Over loopback both ends are of one.
     """
     role, first = ("acceptor", "opener") if "acceptor" in other_end else ("opener", "acceptor")
     lacking = [one for one in reports if getattr(one.connection, role) is None] or reports
-    socket: Socket | None = other_end[role]
-    near = [one for one in lacking if socket and is_of(getattr(one.connection, first), socket.network)]
+    near = [one for one in lacking if is_of(getattr(one.connection, first), socket.network)]
+    if not near and opened.local.is_loopback:
+        return None
     return (near or lacking)[-1]
 
 

@@ -50,12 +50,29 @@ def measure() -> dict[str, Any]:
     start()
     journald = int(run("systemctl", "show", "--property=MainPID", "--value", "systemd-journald"))
     service: list[float] = []
+    size = measure_journal()
     for _ in range(TURNS):
         before = [read_cpu(int(show("MainPID"))), read_cpu(journald)]
         open_short(1, SHORT)
         after = [read_cpu(int(show("MainPID"))), read_cpu(journald)]
         service.append((after[0] - before[0]) / (after[1] - before[1]))
-    return {"kernel": kernel, "program": program, "service": service, "release": os.uname().release}
+    size = (measure_journal() - size) / (TURNS * SHORT)
+    return {
+        "kernel": kernel,
+        "program": program,
+        "service": service,
+        "entry": size,
+        "release": os.uname().release,
+    }
+
+
+def measure_journal() -> float:
+    """Bytes of its files, on disk or in memory."""
+    from tests.system.inside import run
+
+    run("journalctl", "--rotate")
+    folders = [folder for folder in ("/var/log/journal", "/run/log/journal") if os.path.isdir(folder)]
+    return sum(int(run("du", "--summarize", "--bytes", folder).split()[0]) for folder in folders)
 
 
 def run_loop(event: str | None) -> tuple[float, float]:
@@ -94,7 +111,8 @@ def main() -> None:
 
     print("\nOwners, told by the kernel, in an emulated machine.\n")
     print_head("kernel", "opening, with the tracepoint; without = 1", "with the event probe",
-               "decoding to describing, with owners; without = 1", "the service; journald = 1")  # fmt: skip
+               "decoding to describing, with owners; without = 1", "the service; journald = 1",
+               "bytes an entry")  # fmt: skip
     for suite in ("bookworm", "trixie"):
         with tempfile.TemporaryDirectory() as folder:
             found = run_inside(suite, "tests.bench.owners.measure", "", Path(folder))
@@ -105,4 +123,5 @@ def main() -> None:
             summarize(with_it / bare for with_it, bare in zip(kernel[OWNED], kernel[NOTHING])),
             summarize(with_it / plain for with_it, plain in zip(program[OWNED], program[PLAIN])),
             summarize(found["service"]),
+            round(found["entry"]),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tcpwatchd.connection import End, Endpoint, Listener, Socket, TcpState, Transition
-from tcpwatchd.owners.listeners import GONE, MOST_LISTENERS, Listeners
+from tcpwatchd.owners.listeners import GONE, HELD, MOST_CLOSED, MOST_LISTENERS, Listeners
 from tcpwatchd.owners.processes import Process
 from tests.model import pack
 
@@ -215,14 +215,26 @@ def test_two_that_listened_then() -> None:
     assert [find(listeners, when=when) for when in (15, 25, 35)] == [5, None, 6]
 
 
-def test_one_that_has_closed_is_forgotten_after_a_poll() -> None:
+def test_one_that_has_closed_is_forgotten_a_moment_after_a_poll() -> None:
+    """What it accepted can wait for its other end, and be named after the poll."""
     listeners = start()
     listen(listeners, 1, "10.0.0.5", SSH, 5, when=10)
     listeners.remove(1, 20)
-    listeners.compare({}, 20)
+    listeners.compare({}, 20 + HELD)
     assert find(listeners, when=15) == 5
-    listeners.compare({}, 21)
+    listeners.compare({}, 21 + HELD)
     assert find(listeners, when=15) is None
+
+
+def test_after_very_many_that_closed_nothing_is_known_until_a_poll() -> None:
+    listeners = start()
+    listen(listeners, 1, "10.0.0.5", SSH, 5, when=10)
+    for skaddr in range(2, MOST_CLOSED + 3):
+        listen(listeners, skaddr, "10.0.0.6", SSH, 6, when=10)
+        listeners.remove(skaddr, 20)
+    assert find(listeners, when=15) is None
+    listeners.compare({}, 30)
+    assert find(listeners, when=35) is None
 
 
 def test_when_records_were_lost_nothing_heard_is_relied_on() -> None:

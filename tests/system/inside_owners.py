@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections import Counter
@@ -45,7 +46,8 @@ def owners() -> dict[str, Any]:
     run("systemctl", "restart", "tcpwatchd")
     clients.wait(timeout=PATIENCE)
     open_to_remote()
-    return {**compare_owners(), "remote": find_remote(), "readme": run_readme()}
+    wrong = try_wrong_offsets()
+    return {**compare_owners(), "remote": find_remote(), "readme": run_readme(), "wrong offsets": wrong}
 
 
 def run_unit(unit: str, *command: str, user: str = "root", more: Sequence[str] = ()) -> None:
@@ -159,6 +161,25 @@ def run_readme() -> dict[str, str]:
     text = Path("/src/README.md").read_text().split("\n## Who\n")[1].split("\n## ")[0]
     commands = [line.split(" #")[0].strip() for line in text.split("```sh\n")[1].split("```")[0].splitlines()]
     return {command: run("sh", "-c", command) for command in commands}
+
+
+def try_wrong_offsets() -> dict[str, str]:
+    """What the proof says of probes that fetch from elsewhere than BTF says, and of the right one."""
+    from tcpwatchd.kernel import probe, proof
+
+    name, right = probe.describe_probe("wrong")
+    said = {}
+    for number, field in enumerate(["", "saddr_v6", "daddr_v6_low", "saddr", "uid", "cgroup", "netns"]):
+        wrong = re.sub(rf"(?<= {field or 'none'}=\+)(\d+)", lambda found: str(int(found[1]) + 4), right)
+        assert (wrong == right) == (not field)
+        probe.define("/sys/kernel/tracing", f"{name}{number}", wrong)
+        try:
+            proof.prove("/sys/kernel/tracing", f"{name}{number}")
+            said[field] = "proved"
+        except probe.ProbeError as error:
+            said[field] = str(error)
+        probe.remove_probe("/sys/kernel/tracing", f"{name}{number}")
+    return said
 
 
 def compare_owners() -> dict[str, Any]:

@@ -99,5 +99,9 @@ def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
         "egress backup.service root python3 True": 20,
         "egress blog.service www-data bash False": 1,
     }
+    offsets = results["wrong offsets"]
+    assert offsets.pop("") == "proved"
+    assert len(offsets) == 6
+    assert all(said.startswith("the event probe does not tell what it should") for said in offsets.values())
     assert all(found and "No entries" not in found for found in results["readme"].values())
     assert results["warnings"].replace("-- No entries --", "").strip() == ""

@@ -90,7 +90,11 @@ def check_entry(entry: dict[str, Any], expected: dict[str, str]) -> None:
         "TCPWATCHD_DIRECTION": "guessed" if expected["NETWORK_DIRECTION"] == "egress" else "known",
         "_CAP_EFFECTIVE": "0",
         "_SYSTEMD_UNIT": "tcpwatchd.service",
+        "PROCESS_USER_ID": "0",
+        "PROCESS_USER_NAME": "root",
     }
+    if expected["NETWORK_DIRECTION"] == "internal":
+        fields |= {"DESTINATION_USER_ID": "0", "DESTINATION_USER_NAME": "root"}
     assert {name: entry.get(name) for name in fields} == fields
     assert set(entry) - set(fields) - {"EVENT_START"} == {
         name for name in entry if name.startswith("_")
