@@ -11,6 +11,7 @@ from tcpwatchd.connection import End, TcpState, Transition
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
 from tcpwatchd.owners.owners import Owners
+from tcpwatchd.owners.users import Users
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.state.store import Store
 from tests.kept import END, HERE
@@ -43,7 +44,9 @@ class Watched:
     def start(self) -> None:
         self.trace = Trace(str(self.instance))
         self.store = Store(self._run)
-        self.pipeline = Pipeline(self.reader, self.store, self.trace, Owners(0), root=str(self.net))
+        self.users = Broken()
+        owners = Owners(0, users=self.users)
+        self.pipeline = Pipeline(self.reader, self.store, self.trace, owners, root=str(self.net))
         self.pipeline.resume()
         self.poll()
 
@@ -74,6 +77,17 @@ class Watched:
 
     def count(self, message_id: str) -> int:
         return sum(new.fields["MESSAGE_ID"] == message_id for new in self.reader.events)
+
+
+class Broken(Users):
+    """Names of users, which something unheard of keeps from being found."""
+
+    broken = False
+
+    def refresh(self) -> bool:
+        if self.broken:
+            raise MemoryError("no memory for names")
+        return super().refresh()
 
 
 @pytest.fixture
@@ -176,3 +190,22 @@ def test_a_deferred_record_wants_another_drain(watched: Watched) -> None:
     pipeline.drain()
     assert pipeline.next_release is None
     assert len(pipeline.outbox.waiting) == 1
+
+
+def test_owners_that_cannot_be_found_cost_no_connection(watched: Watched) -> None:
+    """Told once, at a drain or at a poll, and that it is over when none failed from one poll to the next."""
+    watched.users.broken = True
+    watched.tell(END)
+    watched.drain()
+    watched.drain()
+    watched.show(END, OTHER)
+    watched.poll()
+    assert watched.count(event.CONNECTION_OPENED) == 2
+    assert watched.count(event.OWNERS_FAILED) == 1
+    watched.users.broken = False
+    watched.drain()
+    assert watched.count(event.OWNERS_RECOVERED) == 0
+    watched.poll()
+    watched.poll()
+    assert watched.count(event.OWNERS_RECOVERED) == 1
+    assert watched.count(event.OWNERS_FAILED) == 1
