@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OWNERS = {"alice": 1001, "bob": 1002, "carol": 1003}
+LOST = "bf53f016e7e542cab169e64062825f2f"
 OWNED = "/src/tests/system/owned.py"
 TRUTH = Path("/truth")
 SECONDS = 20
@@ -194,28 +195,36 @@ def compare_owners() -> dict[str, Any]:
     results: dict[str, Any] = {"kernel": run("uname", "-r").strip()}
     results |= dict.fromkeys(("clients", "servers", "processes", "threads", "told again"), 0)
     wrong: list[Any] = []
+    absent = set[str]()
     truths = list(map(json.loads, TRUTH.read_text().splitlines()))
     for truth in truths:
         is_client = "client" in truth
         results["clients" if is_client else "servers"] += 1
         entries = reported.get((*truth["client" if is_client else "accepted"], str(truth["server"])), [])
         results["told again"] += max(0, len(entries) - 1) if is_client else 0
-        wrong += [] if entries else [("not reported", truth)]
+        absent |= set() if entries else {str(truth)}
         for entry in entries:
             found = list_faults(truth, entry) if is_client else list_faults_of_server(truth, entry)
-            wrong += [(fault, truth, entry) for fault in found]
+            wrong += [(fault, truth, entry) for fault in found if is_told(fault, entry)]
+            absent |= {str(truth) for fault in found if not is_told(fault, entry)}
         if entries and is_client:
             results["processes"] += "PROCESS_PID" in entries[0]
             results["threads"] += "PROCESS_THREAD_ID" in entries[0]
     results["units"] = Counter(truth["USER_UNIT"] or truth["UNIT"] for truth in truths)
     results["wrong"] = wrong[:20]
-    results["faults"] = len(wrong)
+    results["not known"] = len(absent)
+    lost = run("journalctl", "-o", "json", f"MESSAGE_ID={LOST}").splitlines()
+    results["lost"] = sum(int(json.loads(line)["TCPWATCHD_RECORDS_LOST"]) for line in lost)
     results["warnings"] = run("journalctl", "-t", "tcpwatchd", "-p", "warning", "-o", "cat")
     return results
 
 
+def is_told(name: str, entry: dict[str, Any]) -> bool:
+    return name in entry or (name == "PROCESS_PID" and "PROCESS_THREAD_ID" in entry)
+
+
 def list_faults(truth: dict[str, Any], entry: dict[str, Any]) -> list[str]:
-    """Fields of who connects that are missing or wrong."""
+    """Fields of who connects that are absent or wrong."""
     expected = {
         "PROCESS_USER_ID": str(truth["user"]),
         "PROCESS_SYSTEMD_UNIT": truth["UNIT"],
