@@ -93,8 +93,8 @@ def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
     assert results["clients"] == 500
     assert results["servers"] == 500
     assert results["wrong"] == []
-    # The daemon is killed meanwhile, which can lose records that it had read; they are counted. Of an accepting
-    # end that comes late on a slow machine nothing is told.
+    # The daemon is killed meanwhile, which can lose records that it had read, and they are counted. Of an
+    # accepting end that comes late on a slow machine nothing is told.
     assert results["not known"] <= results["lost"] + LATE
     assert 500 - results["processes"] - results["threads"] <= results["lost"]
     # The remote's are no sockets of this kernel: who listens is told with its process too.
