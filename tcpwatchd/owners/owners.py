@@ -142,7 +142,7 @@ class Owners:
         owner = NOBODY
         if opener:
             owner = self._describe(opener)
-        elif caller and process and process.seen - caller.time <= SOON:
+        elif caller and process and (process.seen - caller.time <= SOON or process.steady <= caller.time):
             owner = self._describe_process(process)
         if caller and process:
             owner = add_process(owner, process, caller.name)

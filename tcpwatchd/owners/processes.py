@@ -19,6 +19,7 @@ TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 """Nanoseconds of the unit in which /proc tells when a thread started."""
 MOST_LOOKS = 100
 """Threads that are looked at for one drain: it should not take longer than its records."""
+MOST_REMEMBERED = 10_000
 MOST_BYTES = 4096
 LONGEST_COMMAND_LINE = 256
 
@@ -48,6 +49,8 @@ class Process(NamedTuple):
     """The path of its control group of version 2."""
     executable: bytes | None
     command_line: bytes | None
+    steady: int
+    """Since when each look, if there were several, found the same user and control group."""
 
 
 class Processes:
@@ -60,6 +63,8 @@ class Processes:
         """By thread, for this drain."""
         self._gone: set[int] = set()
         """Threads that this drain looked for in vain."""
+        self._before: dict[int, Process] = {}
+        """What was last seen of threads, in any drain."""
         self._looks = 0
         try:
             self.known = os.readlink(f"{proc}/self/ns/pid") == INITIAL_PIDS
@@ -82,11 +87,21 @@ class Processes:
             self._looks += 1
             process = self._read(thread)
             if process:
-                self._seen[thread] = process
+                process = self._remember(thread, process)
             else:
                 self._gone.add(thread)
         # A record and the start of its thread can be in the same tick.
         return process if process and process.started <= when <= process.seen else None
+
+    def _remember(self, thread: int, process: Process) -> Process:
+        """With what the look before showed."""
+        before = self._before.get(thread)
+        if before and find_identity(before) == find_identity(process):
+            process = process._replace(steady=before.steady)
+        elif len(self._before) >= MOST_REMEMBERED:
+            self._before.clear()
+        self._seen[thread] = self._before[thread] = process
+        return process
 
     def _read(self, thread: int) -> Process | None:
         """None where it is gone, or hidden from us."""
@@ -104,11 +119,17 @@ class Processes:
                 group=parse_group(read(folder, "cgroup")),
                 executable=read_executable(folder),
                 command_line=command_line,
+                steady=seen,
             )
         except (OSError, ValueError):  # it ended meanwhile
             return None
         finally:
             os.close(folder)
+
+
+def find_identity(process: Process) -> tuple[int, int, bytes | None]:
+    """What must be the same for it to be the same thread, as the same user in the same control group."""
+    return process.started, process.user, process.group
 
 
 def read(folder: int, name: str, most: int = MOST_BYTES) -> bytes:

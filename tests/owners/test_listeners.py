@@ -26,7 +26,9 @@ def listen(
 
 
 def make_process(thread: int) -> Process:
-    return Process(10 * thread, 10 * thread + 5, thread, b"server", 0, b"/", None, None)
+    return Process(
+        10 * thread, 10 * thread + 5, thread, b"server", 0, b"/", None, None, steady=10 * thread + 5
+    )
 
 
 def find(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -161,6 +163,38 @@ def test_one_that_was_seen_costs_one_look() -> None:
         when = boot_ns()
         assert all(processes.look(number, when) for _ in range(10 * MOST_LOOKS))
         assert processes.look(os.getpid(), boot_ns())
+
+
+def test_what_two_looks_found_alike_held_between_them() -> None:
+    processes = Processes()
+    with start() as number:
+        first = processes.look(number, boot_ns())
+        processes.start_drain()
+        second = processes.look(number, boot_ns())
+    assert first
+    assert second
+    assert first.steady == first.seen == second.steady < second.seen
+
+
+@pytest.mark.root
+def test_whoever_became_another_user_between_two_looks_may_have_been_either() -> None:
+    program = f"import os; input(); os.setresuid({NOBODY}, {NOBODY}, {NOBODY}); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdin
+        assert child.stdout
+        processes = Processes()
+        assert processes.look(child.pid, boot_ns())
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        processes.start_drain()
+        now_nobody = processes.look(child.pid, boot_ns())
+        child.kill()
+    assert now_nobody
+    assert now_nobody.user == NOBODY
+    assert now_nobody.steady == now_nobody.seen
 
 
 def test_command_lines() -> None:
