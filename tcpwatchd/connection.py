@@ -91,6 +91,15 @@ def unmap(packed: bytes) -> Endpoint:
     return Endpoint(packed[12:] if packed.startswith(MAPPED) else packed)
 
 
+def list_listening(local: Endpoint) -> list[Endpoint]:
+    """Where a socket can listen that accepts at this endpoint; IPv6's any takes IPv4 too."""
+    port = local[-2:]
+    places = [local, Endpoint(IPV6_ANY + port)]
+    if local.is_ipv4:
+        places.append(Endpoint(IPV4_ANY + port))
+    return places
+
+
 class End(NamedTuple):
     """One socket's view of a connection. A connection inside this machine has two ends."""
 

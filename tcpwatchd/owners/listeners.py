@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import IPV4_ANY, IPV6_ANY, Endpoint, Listener
+from tcpwatchd.connection import Listener, list_listening
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from tcpwatchd.connection import Socket, Transition
+    from tcpwatchd.connection import Endpoint, Socket, Transition
     from tcpwatchd.owners.processes import Process
 
 MOST_LISTENERS = 10_000
@@ -102,7 +102,7 @@ class Listeners:
         """Who then listened where this was accepted, if there is only one who can have accepted it."""
         if not self.concerns(socket) or not self._compared:
             return None
-        places = list(list_places(local))
+        places = list_listening(local)
         if not self._unheard.isdisjoint(places):
             return None
         found = [one for place in places for one in self._places.get(place, {}).values()]
@@ -110,12 +110,3 @@ class Listeners:
         ours = {(one.thread, one.started): one for one in found if one.socket == socket and one.time <= when}
         (only,) = ours.values() if len(ours) == 1 else (None,)
         return None if only is None or only.started == GONE else only
-
-
-def list_places(local: Endpoint) -> Iterator[Endpoint]:
-    """Where a socket can listen that accepts at this endpoint."""
-    port = local[-2:]
-    yield local
-    yield Endpoint(IPV6_ANY + port)
-    if local.is_ipv4:
-        yield Endpoint(IPV4_ANY + port)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import HALF_OPEN, IPV4_ANY, IPV6_ANY, Connection, End, Row, Socket, TcpState
+from tcpwatchd.connection import HALF_OPEN, Connection, End, Row, Socket, TcpState, list_listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -251,13 +251,9 @@ class Comparison:
         if row.inode == 0 and row.state in UNACCEPTED:
             return True
         local = row.end.local
-        port = local[-2:]
-        if port not in self._ports:
+        if local[-2:] not in self._ports:
             return False
-        names = [local, IPV6_ANY + port]
-        if local.is_ipv4:
-            names.append(IPV4_ANY + port)
-        return not self._listeners.isdisjoint(names)
+        return not self._listeners.isdisjoint(list_listening(local))
 
     def find_absent(self) -> dict[End, Row | None]:
         """Ends that this snapshot does not show, with their last row; a live row can be skipped once.
