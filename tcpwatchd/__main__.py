@@ -22,7 +22,7 @@ from tcpwatchd.kernel.instance import (
 )
 from tcpwatchd.kernel.setup import OWN_INSTANCE, find_fault, remove, remove_stale, set_up
 from tcpwatchd.kernel.trace import Trace
-from tcpwatchd.output.event import ERROR, NOTICE, WARNING, count, watch_failed
+from tcpwatchd.output.event import ERROR, NOTICE, WARNING, closings_untold, count, watch_failed
 from tcpwatchd.output.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
 from tcpwatchd.owners.owners import Owners
 from tcpwatchd.owners.processes import Processes, read_network
@@ -57,7 +57,7 @@ def main() -> int:
         open_stderr()
         settings = parse_arguments(sys.argv[1:])
         if settings.trace_setup:
-            set_up_for_service(settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer)
+            set_up_for_service(settings)
             return 0
         sink = SINKS[choose_output(settings.output)]()
         signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
@@ -74,11 +74,12 @@ def main() -> int:
     return 0
 
 
-def set_up_for_service(name: str, buffer_kb: int | None) -> None:
+def set_up_for_service(settings: Settings) -> None:
     """Raises TraceError and OSError."""
+    name, buffer_kb = settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer
     remove_stale()
     fault = find_fault(name)
-    path, made, no_owners = set_up(name, buffer_kb)
+    path, made, no_owners = set_up(name, buffer_kb, settings.report != "opened")
     open_to_all(path)
     if fault:
         print_error(f"{fault}: set up anew, connections before now may be missing", WARNING)
@@ -93,6 +94,8 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
     """Whether it was SIGHUP that ended it."""
     if settings.once and settings.trace == "require":
         raise UsageError("--trace require: not with --once, which never traces")
+    if settings.once and settings.report != "opened":
+        raise UsageError(f"--report {settings.report}: not with --once, which reports what is open")
     notifier = open_notifier(os.environ)
     store = Store(None if settings.once else find_runtime_directory(os.environ))
     trace, no_trace_reason = None, None
@@ -104,7 +107,11 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
                 raise UsageError(f"--trace require: {error}") from error
             no_trace_reason = str(error)
     owners = Owners(read_network(), Processes(settings.command_lines))
-    pipeline = Pipeline(sink, store, trace, owners, settings.message_owner, notifier.feed_watchdog)
+    report = settings.report if not trace or trace.tells_closing else "opened"
+    message_owner, feed_watchdog = settings.message_owner, notifier.feed_watchdog
+    pipeline = Pipeline(sink, store, trace, owners, message_owner, feed_watchdog, report=report)
+    if report != settings.report:
+        pipeline.report(closings_untold(settings.report, now()))
     watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason)
     try:
         watch.run_once() if settings.once else watch.run()
@@ -129,7 +136,7 @@ def open_trace(settings: Settings, supervised: bool, stack: contextlib.ExitStack
         remove_stale()
         raise_file_limit()
         name = settings.trace_instance or f"{OWN_INSTANCE}{os.getpid()}"
-        path, _, no_owners = set_up(name, settings.trace_buffer)
+        path, _, no_owners = set_up(name, settings.trace_buffer, settings.report != "opened")
         try:
             trace = Trace(path, no_owners)
         except TraceError:

@@ -12,6 +12,8 @@ from tcpwatchd.failure import Failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tcpwatchd.connection import Report
+
 INTERVAL_RANGE = (0.1, 86400.0)
 BUFFER_RANGE = (16, 16384)
 
@@ -25,6 +27,7 @@ class Settings(argparse.Namespace):
     trace_instance: str | None
     trace_buffer: int | None
     trace_setup: bool
+    report: Report
     message_owner: bool
     command_lines: bool
     once: bool
@@ -86,14 +89,23 @@ def make_parser() -> argparse.ArgumentParser:
         type=parse_buffer,
         help="memory a CPU for the trace in KiB, 16 to 16384 (default: 512)",
     )
-    add_owner_flags(parser)
+    add_report_flags(parser)
     parser.add_argument("--trace-setup", action="store_true", help="make the service's instance, and exit")
     parser.add_argument("--once", action="store_true", help="report what is open now, and exit")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
-def add_owner_flags(parser: argparse.ArgumentParser) -> None:
+def add_report_flags(parser: argparse.ArgumentParser) -> None:
+    """What is said of a connection, and when."""
+    parser.add_argument(
+        "--report",
+        metavar="opened|closed|both",
+        default="opened",
+        type=one_of("opened", "closed", "both"),
+        help="when a connection is reported: as it opens, as it closes, with what is known then, or both "
+        "times (default: opened)",
+    )
     parser.add_argument(
         "--message-owner",
         action="store_true",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from enum import IntEnum
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Direction = Literal["ingress", "egress", "internal"]
 Detection = Literal["trace", "poll", "startup"]
+ClosedBy = Literal["fin", "reset", "timeout"]
+Report = Literal["opened", "closed", "both"]
 
 
 make = tuple.__new__
@@ -34,6 +36,9 @@ class TcpState(IntEnum):
 
 HALF_OPEN = frozenset({TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.CLOSE, TcpState.NEW_SYN_RECV})
 """States of a socket that is not, or not yet, a connection."""
+
+CONNECTED = frozenset(TcpState) - HALF_OPEN - {TcpState.LISTEN, TcpState.TIME_WAIT}
+"""States from which a socket of a connection enters CLOSE. (TIME_WAIT is kept by another kind of socket.)"""
 
 
 class Endpoint(bytes):
@@ -149,6 +154,8 @@ class Formats(NamedTuple):
     """Of a transition."""
     group: str = ""
     """Of a control group that is made; empty where that is not traced."""
+    closing: str = ""
+    """Of a connection's socket that closes, where that has an event of its own."""
 
 
 class Drain(NamedTuple):
@@ -189,6 +196,22 @@ class Caller(NamedTuple):
     """As it was then; None where it is not known."""
 
 
+class Closing(NamedTuple):
+    """What the kernel keeps with the socket of a connection when it enters CLOSE. Bytes are of payload."""
+
+    network: int
+    """The inode of its network namespace."""
+    error: int
+    """An errno; 0 of a socket that was closed in order, or reset from here."""
+    flags: int
+    """As in `enum sock_flags` (include/net/sock.h): bit 0, no process has it; bit 1, the other's FIN came."""
+    sent: int
+    """Each byte once, however often it was sent again."""
+    received: int
+    unread: int
+    """Of what was received, what no process has read."""
+
+
 class Transition(NamedTuple):
     """One change of a socket's state. Time is in nanoseconds of CLOCK_BOOTTIME.
 
@@ -205,6 +228,8 @@ class Transition(NamedTuple):
     name: bytes | None = None
     socket: Socket | None = None
     """None where the kernel's record does not have it."""
+    closing: Closing | None = None
+    """Likewise, of a connection's socket that enters CLOSE."""
 
 
 class ControlGroup(NamedTuple):
@@ -279,6 +304,49 @@ class Connection(NamedTuple):
     """Of the end that is here; of two, the one that opened it."""
     listener: Owner = NOBODY
     """Of the end that accepted it, where both are here."""
+    source_socket: int = 0
+    destination_socket: int = 0
+    """Its sockets' addresses (skaddr), as far as the trace told of them when it was reported."""
+
+
+class Closed(NamedTuple):
+    """A connection that is over: of two ends here, both."""
+
+    connection: Connection
+    time: int
+    """When the later end closed, or by when a poll missed it: nanoseconds of CLOCK_BOOTTIME."""
+    by: ClosedBy | None
+    first: str | None
+    """Which end closed first: "source", "destination", or "both" at once."""
+    source_bytes: int | None
+    destination_bytes: int | None
+    """Payload that each end sent."""
+    detected_by: Detection
+
+
+class Gone(NamedTuple):
+    """An end whose socket is closed, as polls show."""
+
+    end: End
+    before: int
+    time: int
+    """When the first snapshot that showed it was begun, and ended: nanoseconds of CLOCK_BOOTTIME."""
+    in_time_wait: bool
+    """Whether it closed first, in order."""
+    was_shown: bool
+    """Whether it ever had a row."""
+
+
+class OpenKnown(NamedTuple):
+    """Connections that are followed until they close, as `Closings` keeps them."""
+
+    report: Report
+    unsure_before: int
+    shared: list[tuple[int, Connection]]
+    """What connections have in common, by number."""
+    records: list[bytes]
+    """Of IPv4 and of IPv6."""
+    halves: list[tuple[bytes, int, int, Any]]
 
 
 class Written(NamedTuple):
@@ -313,12 +381,15 @@ class Known(NamedTuple):
     """Ends whose other end is not known of yet: how many times, and until when it is waited for."""
     handshakes: dict[int, tuple[Endpoint, Caller]]
     """The socket's address (skaddr) of each handshake begun here; where it goes, and who began it."""
-    reports: list[tuple[Connection, bool]]
-    """Connections to be reported, and whether each is held for its other end."""
+    reports: list[tuple[Connection | Transition, bool]]
+    """Connections to be reported, and whether each is held for its other end; between them, in order, records
+    of ends that close, and of those that came after their connection was reported."""
     older_prints: frozenset[Row] = frozenset()
     """Rows that the last snapshots held beside a later print of the same socket."""
     polled_ahead: dict[End, int] = {}  # noqa: RUF012, nobody changes it
     """Both ends of what polls found while the trace could not be read, and when; records may follow."""
+    absent_since: tuple[int, int] = (0, 0)
+    """When the last snapshot was begun, and ended: the first that did not show the absent ends."""
 
 
 NOTHING_KNOWN = Known(

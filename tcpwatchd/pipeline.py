@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import boot_ns, now
+from tcpwatchd.connection import Connection
 from tcpwatchd.failure import Failure, describe
 from tcpwatchd.kernel.addresses import read_addresses
 from tcpwatchd.kernel.counters import read_counters
@@ -18,12 +19,13 @@ from tcpwatchd.output import event
 from tcpwatchd.output.outbox import RETRY, Outbox
 from tcpwatchd.state.recovery import Recovery, Stages
 from tcpwatchd.tracking.audit import Audit
+from tcpwatchd.tracking.closings import Closings
 from tcpwatchd.tracking.tracker import FOREVER, Tracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import Connection, Snapshot
+    from tcpwatchd.connection import End, Report, Snapshot, Transition
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
@@ -39,7 +41,7 @@ class Pipeline:
     """From both sources to the sink.
 
     `trace` is None where only the tables are to be had; `feed_watchdog` is called between the stages of a
-    poll, which may take long; `root` is the directory of tables and counters.
+    poll, which may take long; `root` is the directory of tables and counters. `report` is as in `Closings`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Pipeline:
         message_owner: bool = False,
         feed_watchdog: Callable[[], None] = lambda: None,
         root: str = "/proc/self/net",
+        report: Report = "opened",
     ) -> None:
         self._feed_watchdog = feed_watchdog
         self._root = root
@@ -59,13 +62,14 @@ class Pipeline:
         self._decoder = Decoder(trace.formats, trace.taken) if trace else None
         self._tables = Tables(root)
         self._owners = owners
-        self._tracker = Tracker(owners.network)
+        self._tracker = Tracker(owners.network, follows_closing=report != "opened")
+        self._closings = Closings(report, owners.network, trace is not None and trace.tells_owners)
         self._tracker.addresses = read_addresses(root)
         self._audit = Audit()
         self.outbox = Outbox(sink, message_owner=message_owner)
         """What waits to be written."""
-        stages = Stages(self._tables, self._tracker, self._audit, owners, self.outbox, trace, self._decoder)
-        self._recovery = Recovery(store, stages)
+        tracking = self._tracker, self._audit, owners, self._closings
+        self._recovery = Recovery(store, Stages(self._tables, *tracking, self.outbox, trace, self._decoder))
         self._counted_until = FOREVER
         """Until when the counters tell that are compared next, nanoseconds of CLOCK_BOOTTIME."""
         self._trace_unbroken = False
@@ -113,7 +117,8 @@ class Pipeline:
         new = self._tracker.find_new(snapshot, unchanged, records_may_follow)
         self._tables.keep()
         self._feed_watchdog()
-        self.outbox.add(map(self._owners.name, new))
+        self._report_found(new)
+        self.outbox.add(self._closings.compare(self._tracker.gone, self._shows))
         self._owners.note_poll(self._tracker.listeners, snapshot.started)
         self._note_owners(polled=True)
         self._count_missed(counters, snapshot, new, trace_sound)
@@ -148,6 +153,8 @@ class Pipeline:
         transitions, lost = decoder.decode(drain)
         self._owners.follow(decoder.take_groups(), transitions, lost > 0)
         self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole)
+        if lost:
+            self._closings.note_loss(drain.began)
         self._drained_whole = drain.whole
         self._totals["records_lost"] += lost
         self._lost_unreported += lost
@@ -208,6 +215,7 @@ class Pipeline:
 
     def _note_fault(self, fault: str) -> None:
         self._owners.forget_listeners()
+        self._closings.note_loss(boot_ns())
         if self._unsound_since is None:
             self.report(event.trace_changed(fault, now()))
             self._unsound_since = self._recovery.unsound_since = self._sound_at
@@ -216,6 +224,7 @@ class Pipeline:
 
     def _note_sound(self, trace: Trace, decoder: Decoder) -> None:
         if self._unsound_since is not None:
+            self._closings.note_loss(boot_ns())
             self.report(event.trace_gap(self._unsound_since, now()))
             self._unsound_since = self._recovery.unsound_since = None
             self._recovery.changed = True
@@ -225,8 +234,16 @@ class Pipeline:
 
     def _take_released(self, until: int) -> None:
         released = self._tracker.release(until)
-        self._audit.add_found(released, self._counted_until)
-        self.outbox.add(map(self._owners.name, released))
+        opened = [item for item in released if isinstance(item, Connection)]
+        self._audit.add_found(opened, self._counted_until)
+        self._report_found(released)
+
+    def _shows(self, end: End) -> bool:
+        return self._tracker.shows(end, self._tables.holds)
+
+    def _report_found(self, found: Iterable[Connection | Transition]) -> None:
+        named = [self._owners.name(item) if isinstance(item, Connection) else item for item in found]
+        self.outbox.add(self._closings.follow(named, self._shows))
 
     def _read_counters(self) -> list[int] | None:
         """None where they are not to be had, which is reported once, and when it is over."""
@@ -324,6 +341,9 @@ class Pipeline:
         by_source = {f"reported_{source}": count for source, count in written.items()}
         return {
             "reported": sum(written.values()),
+            "reported_closed": self.outbox.written_closed,
+            "unreported": 0 if self._store.enabled else self._closings.unreported,
+            "not_followed": self._closings.not_followed,
             **by_source,
             **self._totals,
             "opened_inbound": opened.inbound,

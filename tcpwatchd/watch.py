@@ -270,6 +270,8 @@ class Watch:
             inbound, outbound = totals["missed_inbound"], totals["missed_outbound"]
             missed = f"{inbound} inbound and at most {outbound} outbound missed"
         reported = event.count(totals["reported"], "connection")
+        if totals["reported_closed"]:
+            reported += f", {totals['reported_closed']} when they closed,"
         here = event.count(self._pipeline.open, "open socket")
         counts = f"{reported} reported since the start, {missed}; {here} here"
         trouble = ""

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.connection import End, Endpoint, TcpState, Transition
+from tcpwatchd.connection import CONNECTED, Closing, End, Endpoint, TcpState, Transition
 from tcpwatchd.connection import Socket as KernelSocket
 from tests.table import endpoint4, endpoint6, row, write_tables
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tcpwatchd.connection import Connection
+    from tcpwatchd.connection import Closed, Connection
 
 Address = tuple[str, int]
 TICK = 1_000_000
@@ -82,6 +82,10 @@ HOLD = 60 * TICK
 STEPS = ("listen", "open", "accept", "close", "shutdown", "fin", "ack", "expire", "reset", "poll")
 
 
+def find_pair(closed: Closed) -> frozenset[Address]:
+    return frozenset((end.ip, end.port) for end in closed.connection[:2])
+
+
 def pack(address: Address) -> Endpoint:
     family = packing.AF_INET6 if ":" in address[0] else packing.AF_INET
     return Endpoint(packing.inet_pton(family, address[0]) + address[1].to_bytes(2, "big"))
@@ -102,6 +106,8 @@ class Socket:
     accepted: bool = True
     fin_arrived: bool = False
     skipped: bool = False
+    closed_at: int = 0
+    """When its →CLOSE was recorded, if it was."""
 
 
 @dataclass(eq=False)
@@ -143,10 +149,13 @@ class Kernel:
     """`clock` counts nanoseconds, a millisecond a step; `records` are what the trace holds.
 
     `owned`: records tell of the socket's user and network namespace, and there is another namespace.
+    `closing`: records tell when connections close.
     """
 
-    def __init__(self, root: Path, owned: bool = False) -> None:
+    def __init__(self, root: Path, owned: bool = False, closing: bool = False) -> None:
         self._owned = owned
+        self._closing = closing
+        self.closed: list[Closed] = []
         self._kinds = KINDS + ELSEWHERE if owned else KINDS
         self.clock = TICK
         self.records: list[Transition] = []
@@ -223,7 +232,9 @@ class Kernel:
         for end, remote_gone in (((client, server), False), ((server, client), not kind.client_here)):
             old = self._sockets.get(end)
             elsewhere = kind.client_elsewhere and kind.server_elsewhere
-            if old and old.state != TIME_WAIT and not remote_gone and not elsewhere:
+            if self._closing and old and old.state != TIME_WAIT and remote_gone:
+                self._reset(old)
+            elif old and old.state != TIME_WAIT and not remote_gone and not elsewhere:
                 return False
         link = Link(kind, client, server)
         networks = [
@@ -259,17 +270,21 @@ class Kernel:
     def _tell(self, socket: Socket, old: TcpState, new: TcpState) -> None:
         """Write a record, as inet_sock_set_state does; the port is not chosen yet at →SYN_SENT.
 
-        What was established and closes does not pass the instance's filter.
+        What was established and closes passes the instance's filter if that is asked for.
         """
-        if not socket.network or (
-            new == TcpState.CLOSE and old not in (TcpState.SYN_SENT, TcpState.SYN_RECV)
-        ):
+        closes = new == TcpState.CLOSE and old in CONNECTED
+        if not socket.network or socket.closed_at or (closes and not self._closing):
             return
         self.clock += 1
+        if closes:
+            socket.closed_at = self.clock
         local = (socket.local[0], 0) if new == TcpState.SYN_SENT else socket.local
         end = End(pack(local), pack(socket.remote))
         known = KernelSocket(socket.user, 0, socket.network) if self._owned else None
-        self.records.append(Transition(self.clock, id(socket), old, new, end, 1, None, known))
+        peer, done = self._peer(socket), None
+        if closes and self._owned:
+            done = Closing(socket.network, 0, 3, socket.user, peer.user, 0)
+        self.records.append(Transition(self.clock, id(socket), old, new, end, 1, None, known, done))
 
     def drain(self, left: int = 0) -> list[Transition]:
         """Take out records; the newest `left` came too late for this drain, as far as they are new at all."""
@@ -319,8 +334,7 @@ class Kernel:
         if state == TIME_WAIT and socket.state != TIME_WAIT:
             # The socket closes; what stays in its place is no socket.
             socket.inode = 0
-            if socket.here:
-                self._tell(socket, socket.state, TcpState.CLOSE)
+            self._tell(socket, socket.state, TcpState.CLOSE)
         socket.state = state
 
     def _expire(self, socket: Socket) -> None:
@@ -329,8 +343,9 @@ class Kernel:
             self._reset(socket)
 
     def _reset(self, socket: Socket) -> None:
-        if self._alive(socket) and socket.here:
-            del self._sockets[socket.local, socket.remote]
+        if self._alive(socket):
+            if socket.here:
+                del self._sockets[socket.local, socket.remote]
             if socket.state != TIME_WAIT:
                 self._tell(socket, socket.state, TcpState.CLOSE)
 
@@ -432,6 +447,54 @@ class Kernel:
             assert socket is None or socket.user % 2 == side
             # An end that is not told of in time is missing, and no other stands for it.
             assert socket is not None or not link.sockets[side].network
+
+    def hear_closed(self, closed: Closed) -> None:
+        """Check that it was reported when it opened, and that its ends are closed."""
+        connection = closed.connection
+        source, destination = ((e.ip, e.port) for e in (connection.source, connection.destination))
+        pair = frozenset([source, destination])
+        before = sum(pair == find_pair(other) for other in self.closed)
+        links = [link for link in self.links if {link.client, link.server} == pair]
+        assert closed.time >= connection.time
+        assert before < self.reports[pair]
+        if self._owned and connection.owner.user is not None:
+            link = self.links[connection.owner.user // 2]
+            assert (source, destination) == (link.client, link.server)
+            assert all(socket.closed_at for socket in link.sockets if socket.network)
+        assert before < sum(all(s.closed_at or not s.network for s in link.sockets) for link in links)
+        self.closed.append(closed)
+
+    def check_closed(self, lossy: bool) -> None:
+        """Each connection was closed once, at the time at which its later end was."""
+        truth: Counter[tuple[Address, Address, int]] = Counter()
+        for link in self.links:
+            ends = [socket.closed_at for socket in link.sockets if socket.network]
+            if all(ends):
+                truth[link.client, link.server, max(ends)] += 1
+        told: Counter[tuple[Address, Address, int]] = Counter()
+        for closed in self.closed:
+            source, destination = closed.connection.source, closed.connection.destination
+            told[(source.ip, source.port), (destination.ip, destination.port), closed.time] += 1
+        if not lossy:
+            assert told == truth
+
+    def check_all_closed(self) -> None:
+        """What was reported and has no socket any more is closed."""
+        pairs = {frozenset([link.client, link.server]) for link in self.links}
+        for pair in pairs:
+            links = [link for link in self.links if {link.client, link.server} == pair]
+            if all(s.closed_at or not s.network for link in links for s in link.sockets):
+                assert sum(find_pair(closed) == pair for closed in self.closed) == self.reports[pair]
+
+    def check_owners_of_closed(self) -> None:
+        """Its owners and its bytes are those of its own sockets."""
+        for closed in self.closed:
+            connection = closed.connection
+            owners = [one.user for one in (connection.owner, connection.listener) if one.user is not None]
+            (link,) = {self.links[user // 2] for user in owners}
+            client, server = link.sockets
+            assert (closed.source_bytes, closed.destination_bytes) == (client.user, server.user)
+            assert closed.time == max(socket.closed_at for socket in link.sockets)
 
     def check_traced(self, lossy: bool) -> None:
         """Each connection was reported once; with losses, none twice."""

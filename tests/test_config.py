@@ -12,6 +12,7 @@ def test_defaults() -> None:
     assert parse_arguments([]) == Settings(
         interval=10.0,
         output="auto",
+        report="opened",
         trace="auto",
         trace_instance=None,
         trace_buffer=None,
@@ -23,13 +24,21 @@ def test_defaults() -> None:
 
 
 def test_every_setting_has_its_flag() -> None:
-    values = {"interval": "2.5", "output": "json", "trace": "no", "trace-instance": "x", "trace-buffer": "64"}
+    values = {
+        "interval": "2.5",
+        "output": "json",
+        "report": "both",
+        "trace": "no",
+        "trace-instance": "x",
+        "trace-buffer": "64",
+    }
     flags = [f"--{name}={value}" for name, value in values.items()]
     assert parse_arguments(
         [*flags, "--once", "--trace-setup", "--message-owner", "--command-lines"]
     ) == Settings(
         interval=2.5,
         output="json",
+        report="both",
         trace="no",
         trace_instance="x",
         trace_buffer=64,

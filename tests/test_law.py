@@ -16,11 +16,11 @@ MORE = {
     "kernel.tables": {"clock"},
     "owners.processes": {"clock"},
     "output.outbox": {"clock"},
-    "state.baseline": {"output.event"},
+    "state.baseline": {"output.event", "tracking.closings"},
     "state.recovery": {"clock", "kernel", "tracking", "owners", "output"},
     "pipeline": {"clock", *WORDS, *FOLDERS - {"service"}},
     "watch": {"__version__", "clock", "failure", "kernel.trace", "output", "pipeline", "service"},
-    "config": {"__version__", "failure"},
+    "config": {"__version__", "connection", "failure"},
     "__main__": {"clock", "config", "failure", "pipeline", "watch", *FOLDERS},
     "__init__": set(),
     "clock": set(),
@@ -28,7 +28,8 @@ MORE = {
     "failure": set(),
 }
 """What a module may import that composes stages, or is none."""
-PURE = ("tracking.tracker", "tracking.comparison", "tracking.audit", "kernel.pages", "kernel.rows",
+PURE = ("tracking.tracker", "tracking.comparison", "tracking.audit", "tracking.closings", "tracking.packed",
+        "kernel.pages", "kernel.rows",
         "output.event", "state.baseline", "connection", "failure")  # fmt: skip
 LONGEST = 50
 MODULES = sorted(

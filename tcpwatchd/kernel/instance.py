@@ -21,7 +21,13 @@ TRACEPOINT = "events/sock/inet_sock_set_state"
 """The kernel's own event, which does not tell whose a socket is."""
 PROBES = "events/tcpwatchd"
 """Where the event probes are that tell more: see kernel/probe.py."""
+CLOSE_SUFFIX = "_close"
+"""Ends the name of a second probe beside one, which tells of connections' sockets that close."""
 GROUPS = "events/cgroup/cgroup_mkdir"
+CLOSING = (
+    "newstate==7 && (oldstate==1 || oldstate==4 || oldstate==5 || oldstate==8 || oldstate==9 || oldstate==11)"
+)
+"""What a socket of a connection that closes does: it enters CLOSE from a state that is connected."""
 FILTER = (
     "protocol==6 && (newstate==1 || newstate==2 || newstate==10 "
     "|| oldstate==3 && (newstate==4 || newstate==8) "
@@ -33,6 +39,8 @@ A server's Fast Open child that exchanged data in SYN_RECV may go on to FIN_WAIT
 ever being ESTABLISHED. From SYN_RECV to CLOSE goes such a child that is reset, and any handshake that fails:
 a plain tracepoint does not tell them apart, and neither is a connection here.
 """
+FILTER_WITH_CLOSING = f"{FILTER.removesuffix(')')}|| {CLOSING})"
+"""Of the tracepoint, where it tells of connections that close too."""
 BUFFER_KB = 512
 """What the buffer of a CPU takes by default."""
 PAGE_KB = 4
@@ -103,7 +111,7 @@ def find_event(path: str) -> str:
     with contextlib.suppress(OSError):  # there are none
         for name in sorted(os.listdir(os.path.join(path, PROBES))):
             with contextlib.suppress(OSError):  # another instance's, which is not open to us, or a file
-                if read_file(path, f"{PROBES}/{name}/enable") != "0":
+                if not name.endswith(CLOSE_SUFFIX) and read_file(path, f"{PROBES}/{name}/enable") != "0":
                     return f"{PROBES}/{name}"
     return TRACEPOINT
 
@@ -112,25 +120,43 @@ def is_probe(event: str) -> bool:
     return event.startswith(f"{PROBES}/")
 
 
-def list_settings(event: str) -> dict[str, str]:
-    """What an instance must be that has this event; a probe has its filter in its definition."""
-    settings = {
-        **SETTINGS,
-        f"{event}/filter": "none" if is_probe(event) else FILTER,
-        f"{event}/enable": "1",
-    }
+def tells_closing(path: str, event: str) -> bool:
+    """Whether an instance that has this event records when connections close. Raises OSError."""
     if is_probe(event):
+        return read_file(path, f"{event}{CLOSE_SUFFIX}/enable").startswith("1")
+    return read_file(path, f"{event}/filter") == FILTER_WITH_CLOSING
+
+
+def list_settings(event: str, closing: bool = False) -> dict[str, str]:
+    """What an instance must be that has this event; a probe has its filter in its definition.
+
+    `closing`: it records when connections close, too.
+    """
+    settings = {**SETTINGS}
+    if is_probe(event):
+        close = f"{event}{CLOSE_SUFFIX}"
+        settings |= {f"{event}/filter": "none", f"{close}/filter": "none"}
         settings |= {f"{GROUPS}/filter": "root==0", f"{GROUPS}/enable": "1"}
+        settings[f"{close}/enable"] = "1" if closing else "0"
+    else:
+        settings[f"{event}/filter"] = FILTER_WITH_CLOSING if closing else FILTER
+    settings[f"{event}/enable"] = "1"
     return settings
 
 
-def write_settings(path: str, event: str) -> None:
+def list_formats(event: str) -> list[str]:
+    """The files that say how records are laid out: of states, of groups that are made, of what closes."""
+    events = (event, GROUPS, f"{event}{CLOSE_SUFFIX}") if is_probe(event) else (event,)
+    return [f"{name}/format" for name in events]
+
+
+def write_settings(path: str, event: str, closing: bool = False) -> None:
     """Only what differs is written: writing even the same clock empties the buffers. Raises OSError."""
     for file, value in OPTIONS.items():
         with contextlib.suppress(FileNotFoundError):  # an older kernel
             if read_file(path, file) != value:
                 write_file(path, file, value)
-    for file, value in list_settings(event).items():
+    for file, value in list_settings(event, closing).items():
         if not is_set(path, file, value):
             write_file(path, file, format_value(path, value))
 
@@ -177,9 +203,8 @@ def lock(path: str) -> int:
 def open_to_all(path: str) -> None:
     """Let any user who gets to the instance read what a reader needs, and nothing else."""
     event = find_event(path)
-    formats = [f"{named}/format" for named in (event, *([GROUPS] if is_probe(event) else []))]
     files = [f"per_cpu/cpu{n}/{file}" for n in list_cpus(path) for file in CPU_FILES]
-    for file in (*list_settings(event), *READ_FILES, *formats, *files):
+    for file in (*list_settings(event), *READ_FILES, *list_formats(event), *files):
         parts = file.split("/")
         with contextlib.suppress(FileNotFoundError):  # an older kernel
             allow(os.path.join(path, file), stat.S_IROTH)
@@ -252,8 +277,8 @@ def is_set(path: str, file: str, value: str) -> bool:
     return text == value
 
 
-def check(path: str, event: str) -> None:
+def check(path: str, event: str, closing: bool) -> None:
     """Raises TraceError when the instance does not record what it should, OSError when it cannot be read."""
-    for file, value in list_settings(event).items():
+    for file, value in list_settings(event, closing).items():
         if not is_set(path, file, value):
             raise TraceError(f"{path}/{file} is {read_file(path, file)!r}, not {value!r}")

@@ -16,7 +16,9 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpwatchd.connection import (
+    CONNECTED,
     MAPPED,
+    Closing,
     ControlGroup,
     End,
     Endpoint,
@@ -61,12 +63,26 @@ FIELDS = (
 """In the order of known kernels."""
 OWNER_FIELDS = ("family", "saddr", "uid", "cgroup", "netns", "comm")
 """What the event probe has beside them."""
+CLOSING_FIELDS = (
+    "netns",
+    "error",
+    "flags",
+    "sent",
+    "sent_again",
+    "received",
+    "received_until",
+    "read_until",
+)
+"""And the one for what closes."""
 ADDRESSES, ADDRESS_SIZE = {"saddr_v6", "daddr_v6"}, 16
 SECOND_HALF = "_low"
 """Ends the name of the second half of an address: a probe fetches no more than 8 bytes at once."""
 CODES = {1: ("B",), 2: ("H",), 4: ("i",), 8: ("Q",), 16: ("12s", "4s")}
 """Of a field of so many bytes. An address is in two parts: the first tells whether it is IPv4-mapped."""
-UNSIGNED = {"saddr": ("4s",), "uid": ("I",), "netns": ("I",), "comm": ("I",)}
+UNSIGNED: dict[str, tuple[str, ...]] = {
+    "saddr": ("4s",),
+    **dict.fromkeys(("uid", "netns", "comm", "received_until", "read_until"), ("I",)),
+}
 """Other codes than those of their size."""
 STATES = {state.value: state for state in TcpState}
 CLOSE, SYN_SENT, LISTEN = TcpState.CLOSE.value, TcpState.SYN_SENT.value, TcpState.LISTEN.value
@@ -75,7 +91,11 @@ IPV4 = 2
 IN_INTERRUPT = 0x18
 """Flags of a record that was made in an interrupt: whatever runs then asked for nothing."""
 NOWHERE = End(Endpoint(), Endpoint())
-"""Stands for the end of a socket that closes: nobody asks for it."""
+"""Stands for the end of a socket that closes and had no connection: nobody asks for it."""
+FIN_CAME = 2
+"""A flag of a socket (SOCK_DONE, include/net/sock.h): a FIN is counted like a byte that was received."""
+NUMBERS = 0xFFFFFFFF
+"""Numbers of bytes in a connection begin again from 0 after this."""
 GROUP_FIELDS = ("root", "id", "path")
 LONGEST_PATH = 1023
 """Bytes for which the kernel has room: a longer path is cut (TRACE_CGROUP_PATH_LEN)."""
@@ -87,7 +107,7 @@ NONSENSE = 60_000_000_000
 """No record is so many nanoseconds newer than the start of its drain, unless its clock was changed."""
 
 Fields = tuple[Any, ...]
-"""An entry's first word, then its record in the order of FIELDS, and of OWNER_FIELDS where it has them."""
+"""An entry's first word, then its record in the order of FIELDS, and of what it has beside them."""
 
 
 class GroupLayout(NamedTuple):
@@ -96,6 +116,15 @@ class GroupLayout(NamedTuple):
     event: int
     record: struct.Struct
     """The fields in the order of GROUP_FIELDS, by their offsets."""
+
+
+class CloseLayout(NamedTuple):
+    """Where things stand in the record of a connection's socket that closes."""
+
+    event: int
+    entry: struct.Struct
+    pick: Callable[[Fields], Fields] | None
+    """As in `Layout`, with CLOSING_FIELDS."""
 
 
 class Layout(NamedTuple):
@@ -118,6 +147,8 @@ class Layout(NamedTuple):
     owned: bool
     """Whether the record has OWNER_FIELDS."""
     group: GroupLayout | None
+    close: CloseLayout | None
+    """Where what closes has an event of its own."""
 
 
 class Page(NamedTuple):
@@ -217,12 +248,13 @@ def read_layout(formats: Formats) -> Layout:
     try:
         long = {4: "I", 8: "Q"}[page["commit"][1]]
         header, loss = struct.Struct(f"=Q{long}"), struct.Struct(f"={long}")
-        entry, pick = read_entry(record, owned)
+        entry, pick = read_entry(record, FIELDS + OWNER_FIELDS if owned else FIELDS)
         event = read_number(formats.record)
         group = read_group_layout(formats.group) if formats.group else None
+        close = read_close_layout(formats.closing) if formats.closing else None
     except (KeyError, struct.error) as error:
         raise ValueError(unknown) from error
-    return Layout(data + capacity, data, header, entry, loss, event, pick, owned, group)
+    return Layout(data + capacity, data, header, entry, loss, event, pick, owned, group, close)
 
 
 def read_number(text: str) -> int:
@@ -244,6 +276,12 @@ def read_group_layout(text: str) -> GroupLayout:
         codes += f"{offset - end}x{code}"
         end = offset + size
     return GroupLayout(read_number(text), struct.Struct(codes))
+
+
+def read_close_layout(text: str) -> CloseLayout:
+    """Raises KeyError and struct.error."""
+    entry, pick = read_entry(parse_fields(text), FIELDS + CLOSING_FIELDS)
+    return CloseLayout(read_number(text), entry, pick)
 
 
 def read_stamp(page: bytes, layout: Layout) -> int:
@@ -272,13 +310,12 @@ def find_loss(page: bytes, layout: Layout) -> int | None:
 
 
 def read_entry(
-    fields: dict[str, tuple[int, int]], owned: bool
+    fields: dict[str, tuple[int, int]], wanted: tuple[str, ...]
 ) -> tuple[struct.Struct, Callable[[Fields], Fields] | None]:
     """`entry` and `pick` of a layout. Raises KeyError and struct.error.
 
-    What the kernel adds to its own record makes it a multiple of a pointer; that of a probe ends with a name.
+    What the kernel adds to its own record makes it a multiple of a pointer; probes' are read one by one.
     """
-    wanted = FIELDS + OWNER_FIELDS if owned else FIELDS
     ordered = sorted(wanted, key=fields.__getitem__)
     codes, end, values, places = "=I", 0, 1, {}
     for name in ordered:
@@ -292,7 +329,7 @@ def read_entry(
         end = offset + size
         places[name] = range(values, values + len(code))
         values += len(code)
-    if not owned:
+    if wanted == FIELDS:
         whole = max(offset + size for offset, size in fields.values())
         pointer = struct.calcsize("P")
         codes += f"{-(-whole // pointer) * pointer - end}x"
@@ -310,17 +347,19 @@ def decode_page(page: bytes, layout: Layout) -> Page:
     if uniform:
         return Page(decode_records(*uniform, layout), [], 0)
     times, places = find_records(data, stamp)
-    ours, groups, others = [], [], 0
+    ours, closing, groups, others = [], [], [], 0
     for when, place in zip(times, places):
         (kind,) = TYPE.unpack_from(data, place + WORD.size)
         if kind == layout.event:
             ours.append((when, place))
-            continue
-        others += 1
-        if layout.group and kind == layout.group.event:
-            groups += decode_group(data, place + WORD.size, layout.group)
+        elif layout.close and kind == layout.close.event:
+            closing.append(decode_closing(data, when, place, layout.close))
+        else:
+            others += 1
+            if layout.group and kind == layout.group.event:
+                groups += decode_group(data, place + WORD.size, layout.group)
     if layout.owned:
-        return Page(decode_owned(data, ours, layout), groups, others)
+        return Page(decode_owned(data, ours, layout) + closing, groups, others)
     records = [layout.entry.unpack_from(data, place) for _, place in ours]
     return Page(decode_records([when for when, _ in ours], records, layout), groups, others)
 
@@ -333,7 +372,7 @@ def decode_records(times: Iterable[int], records: Iterable[Fields], layout: Layo
     for when, fields in zip(times, records):
         _, flags, thread, skaddr, old, new, sport, dport, local_head, local, remote_head, remote = fields
         end = NOWHERE
-        if new != CLOSE:
+        if new != CLOSE or old in CONNECTED:
             local += sport.to_bytes(2, "big")
             remote += dport.to_bytes(2, "big")
             if local_head != MAPPED:
@@ -343,7 +382,9 @@ def decode_records(times: Iterable[int], records: Iterable[Fields], layout: Layo
             end = make(End, (Endpoint(local), Endpoint(remote)))
         if flags & IN_INTERRUPT:
             thread = 0
-        found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, thread, None, None)))
+        found.append(
+            make(Transition, (when, skaddr, STATES[old], STATES[new], end, thread, None, None, None))
+        )
     return found
 
 
@@ -374,8 +415,33 @@ def decode_owned(data: bytes, places: Iterable[tuple[int, int]], layout: Layout)
         elif new in (SYN_SENT, LISTEN):
             name = read_string(data, place + WORD.size, text)
         socket = make_socket(user, group, network)
-        found.append(make(Transition, (when, skaddr, STATES[old], STATES[new], end, thread, name, socket)))
+        found.append(
+            make(Transition, (when, skaddr, STATES[old], STATES[new], end, thread, name, socket, None))
+        )
     return found
+
+
+def decode_closing(data: bytes, when: int, place: int, layout: CloseLayout) -> Transition:
+    """The record there of the event probe for what closes."""
+    fields = layout.entry.unpack_from(data, place)
+    (
+        _, _, _, skaddr, old, new, sport, dport, local_head, local, remote_head, remote,
+        network, error, flags, sent, sent_again, received, received_until, read_until,
+    ) = layout.pick(fields) if layout.pick else fields  # fmt: skip
+    local += sport.to_bytes(2, "big")
+    remote += dport.to_bytes(2, "big")
+    if local_head != MAPPED:
+        local = local_head + local
+    if remote_head != MAPPED:
+        remote = remote_head + remote
+    end = make(End, (Endpoint(local), Endpoint(remote)))
+    fin = 1 if flags & FIN_CAME and received else 0
+    unread = min(received, received_until - read_until & NUMBERS)
+    closing = make(
+        Closing,
+        (network, error, flags, max(0, sent - sent_again), received - fin, max(0, unread - fin)),
+    )
+    return make(Transition, (when, skaddr, STATES[old], STATES[new], end, 0, None, None, closing))
 
 
 @lru_cache(maxsize=MOST_SOCKETS)

@@ -1,4 +1,6 @@
-"""The event probe: the kernel's tracepoint of sockets' states, with more of the socket in each record.
+"""Event probes: the kernel's tracepoint of sockets' states, with more of the socket in each record.
+
+One tells of what opens, with its owner, and a second one, which can be off, of what closes, with its counts.
 
 Root attaches it to the tracepoint (Documentation/trace/eprobetrace.rst), and the kernel stores what it names.
 Where in a socket that is, the kernel's own description of its types says. Probes are one list for the whole
@@ -15,7 +17,7 @@ from binascii import crc32
 
 from tcpwatchd.failure import Failure, describe
 from tcpwatchd.kernel.btf import Types
-from tcpwatchd.kernel.instance import FILTER, PROBES
+from tcpwatchd.kernel.instance import CLOSE_SUFFIX, CLOSING, FILTER, PROBES
 
 TYPES = "/sys/kernel/btf/vmlinux"
 MOST_BYTES = 64 * 1024 * 1024
@@ -30,20 +32,25 @@ class ProbeError(Failure):
     """The owners of sockets are not to be had from the kernel; the text says why."""
 
 
-def describe_probe(instance: str) -> tuple[str, str]:
-    """The name and the definition of the probe of an instance. Raises ProbeError."""
+def describe_probe(instance: str) -> tuple[str, str, str]:
+    """The name and the definition of the probe of an instance, and the definition of the one for what closes.
+
+    Raises ProbeError.
+    """
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if release is None or tuple(map(int, release.groups())) < OLDEST:
         raise ProbeError("this needs Linux 6.1")
     try:
         with open(TYPES, "rb") as file:
-            fetched = list_fetched(Types(file.read(MOST_BYTES)))
+            types = Types(file.read(MOST_BYTES))
+        opening, closing = list_fetched(types), list_fetched_closing(types)
     except FileNotFoundError as error:
         raise ProbeError(f"this kernel has no {TYPES}") from error
     except (OSError, ValueError) as error:
         raise ProbeError(f"{TYPES}: {describe(error)}") from error
-    definition = f"sock/inet_sock_set_state {' '.join(fetched)} if {FILTER}"
-    return f"{begin_name(instance)}{crc32(definition.encode()):08x}", definition
+    first = f"sock/inet_sock_set_state {' '.join(opening)} if {FILTER}"
+    second = f"sock/inet_sock_set_state {' '.join(closing)} if protocol==6 && {CLOSING}"
+    return f"{begin_name(instance)}{crc32((first + second).encode()):08x}", first, second
 
 
 def begin_name(instance: str) -> str:
@@ -53,15 +60,42 @@ def begin_name(instance: str) -> str:
 
 
 def list_fetched(types: Types) -> list[str]:
-    """What the kernel stores. Raises ValueError for a kernel that has none of it.
+    """What the kernel stores. Raises ValueError for a kernel that has none of it."""
+    find = types.find_offset
+    listening, user = find("sock.__sk_common.skc_rcv_saddr"), find("sock.sk_uid")
+    group = find("kernfs_node.id"), find("cgroup.kn"), find("sock.sk_cgrp_data.cgroup")
+    return [
+        *list_fetched_always(types),
+        "family=$family:u16",
+        f"saddr=+{listening}($skaddr):u32",
+        f"uid=+{user}($skaddr):u32",
+        "cgroup=+{}(+{}(+{}($skaddr))):u64".format(*group),
+        "comm=$comm:string",
+    ]
 
-    Addresses are read from the socket, mapped where it is of IPv4: arrays of the event come out wrong before
-    6.17, and a probe fetches 8 bytes at once.
+
+def list_fetched_closing(types: Types) -> list[str]:
+    """The same of a socket that closes (struct tcp_sock in include/linux/tcp.h)."""
+    find = types.find_offset
+    return [
+        *list_fetched_always(types),
+        f"error=+{find('sock.sk_err')}($skaddr):s32",
+        f"flags=+{find('sock.__sk_common.skc_flags')}($skaddr):u64",
+        f"sent=+{find('tcp_sock.bytes_sent')}($skaddr):u64",
+        f"sent_again=+{find('tcp_sock.bytes_retrans')}($skaddr):u64",
+        f"received=+{find('tcp_sock.bytes_received')}($skaddr):u64",
+        f"received_until=+{find('tcp_sock.rcv_nxt')}($skaddr):u32",
+        f"read_until=+{find('tcp_sock.copied_seq')}($skaddr):u32",
+    ]
+
+
+def list_fetched_always(types: Types) -> list[str]:
+    """Addresses are read from the socket, mapped where it is of IPv4.
+
+    Arrays of the event come out wrong before 6.17, and a probe fetches 8 bytes at once.
     """
     find = types.find_offset
     local, remote = find("sock.__sk_common.skc_v6_rcv_saddr"), find("sock.__sk_common.skc_v6_daddr")
-    listening, user = find("sock.__sk_common.skc_rcv_saddr"), find("sock.sk_uid")
-    group = find("kernfs_node.id"), find("cgroup.kn"), find("sock.sk_cgrp_data.cgroup")
     network = find("net.ns.inum"), find("sock.__sk_common.skc_net.net")
     return [
         "skaddr=$skaddr:x64",
@@ -73,12 +107,7 @@ def list_fetched(types: Types) -> list[str]:
         f"saddr_v6_low=+{local + 8}($skaddr):x64",
         f"daddr_v6=+{remote}($skaddr):x64",
         f"daddr_v6_low=+{remote + 8}($skaddr):x64",
-        "family=$family:u16",
-        f"saddr=+{listening}($skaddr):u32",
-        f"uid=+{user}($skaddr):u32",
-        "cgroup=+{}(+{}(+{}($skaddr))):u64".format(*group),
         "netns=+{}(+{}($skaddr)):u32".format(*network),
-        "comm=$comm:string",
     ]
 
 
@@ -101,13 +130,16 @@ def remove_probes(tracing: str, instance: str, but: str = "") -> None:
 
 
 def remove_probe(tracing: str, name: str) -> None:
-    with contextlib.suppress(OSError):  # it is on in another instance, or was removed just now
-        append(tracing, f"-:{GROUP_NAME}/{name}")
+    """And the one for what closes."""
+    for each in (name, name + CLOSE_SUFFIX):
+        with contextlib.suppress(OSError):  # it is on in another instance, or was removed just now
+            append(tracing, f"-:{GROUP_NAME}/{each}")
 
 
 def list_probes(tracing: str) -> list[str]:
+    """Without those for what closes; a process that was killed can leave one without the other."""
     try:
-        return sorted(os.listdir(f"{tracing}/{PROBES}"))
+        return sorted({name.removesuffix(CLOSE_SUFFIX) for name in os.listdir(f"{tracing}/{PROBES}")})
     except OSError:
         return []
 

@@ -7,6 +7,7 @@ instance of their own. Offsets that do not fit the running kernel are found out 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -47,6 +48,8 @@ NEW_NETWORK = 0x40000000
 INTERFACE_UP = 1
 GET_FLAGS, SET_FLAGS = 0x8913, 0x8914
 """SIOCGIFFLAGS and SIOCSIFFLAGS (netdevice(7))."""
+QUESTION, ANSWER, READ = b"question", b"an answer", 2
+"""What each connection carries, and how much of the answer is read where it is not read whole."""
 INITIAL_PIDS = "pid:[4026531836]"
 """The initial PID namespace (include/linux/proc_ns.h)."""
 CONTROL_GROUPS = "/sys/fs/cgroup"
@@ -55,8 +58,9 @@ CONTROL_GROUPS = "/sys/fs/cgroup"
 class Made(NamedTuple):
     """What the process that made the connections knows of them."""
 
-    ends: list[tuple[str, int, str, int, str]]
-    """Address and port of each client, then of its server, and the address where that one listens."""
+    ends: list[tuple[str, int, str, int, str, bool]]
+    """Address and port of each client, then of its server, the address where that one listens, and whether it
+    was closed in order."""
     user: int
     network: int
     group: int | None
@@ -74,7 +78,7 @@ def prove(tracing: str, event: str) -> None:
             os.rmdir(path)
         os.mkdir(path)
         try:
-            write_settings(path, f"{PROBES}/{event}")
+            write_settings(path, f"{PROBES}/{event}", closing=True)
             set_buffer_size(path, PROOF_BUFFER_KB)
             trace = Trace(path)
             try:
@@ -118,17 +122,22 @@ def list_expected(made: Made) -> Iterator[tuple[Any, ...]]:
     """As `describe_transition` describes them."""
     owner = made.user, made.group, made.network
     caller = made.thread, made.name
-    for client_ip, client_port, server_ip, server_port, listening in made.ends:
+    for client_ip, client_port, server_ip, server_port, listening, in_order in made.ends:
         client, server = str(pack(client_ip, client_port)), str(pack(server_ip, server_port))
         yield "listens", str(pack(listening, server_port)), "", *owner, *caller
         yield "connects", "", server, *owner, *caller
         yield "opened", client, server, *owner
         yield "accepted", server, client, *owner
+        unread, error = (0, 0) if in_order else (len(ANSWER) - READ, errno.ECONNRESET)
+        yield "closed", client, server, made.network, 0, len(QUESTION), len(ANSWER), unread
+        yield "closed", server, client, made.network, error, len(ANSWER), len(QUESTION), 0
 
 
 def describe_transition(transition: Transition, made: Made) -> tuple[Any, ...]:
     """What is proved of it; what is not known of the connections here is left out."""
-    _, _, old, new, end, thread, name, kept = transition
+    _, _, old, new, end, thread, name, kept, closing = transition
+    if closing:
+        return "closed", str(end.local), str(end.remote), closing.network, closing.error, *closing[3:]
     if kept is None:
         return ()
     owner = kept.user, kept.group if made.group is not None else None, kept.network
@@ -168,7 +177,7 @@ def make_connections() -> Made:
     if isinstance(told, str):
         raise ValueError(told)
     ends, *rest = told
-    return Made([tuple(four) for four in ends], *rest)
+    return Made([tuple(six) for six in ends], *rest)
 
 
 def connect_all() -> Made:
@@ -177,10 +186,10 @@ def connect_all() -> Made:
         enter_new_network()
     with contextlib.suppress(OSError):
         os.setresuid(USER, USER, USER)
-    ends = [connect(socket.AF_INET, "127.0.0.1", "127.0.0.1")]
+    ends = connect(socket.AF_INET, "127.0.0.1", "127.0.0.1")
     for listening, to in (("::1", "::1"), ("::", "::ffff:127.0.0.1")):
         with contextlib.suppress(OSError):  # no IPv6 here
-            ends.append(connect(socket.AF_INET6, listening, to))
+            ends += connect(socket.AF_INET6, listening, to)
     initial = os.readlink("/proc/self/ns/pid") == INITIAL_PIDS
     with open("/proc/self/comm") as file:
         name = file.read().rstrip("\n")
@@ -188,15 +197,27 @@ def connect_all() -> Made:
     return Made(ends, os.getuid(), network, find_group(), os.getpid() if initial else None, name)
 
 
-def connect(family: int, listening: str, to: str) -> tuple[str, int, str, int, str]:
-    with socket.socket(family) as server, socket.socket(family) as client:
+def connect(family: int, listening: str, to: str) -> list[tuple[str, int, str, int, str, bool]]:
+    """One that is closed in order, and one that its client closes before it has read all: it is reset."""
+    ends = []
+    with socket.socket(family) as server:
         server.bind((listening, 0))
         server.listen()
         port = server.getsockname()[1]
-        client.connect((to, port))
-        with server.accept()[0]:
-            ip, local_port = client.getsockname()[:2]
-    return ip, local_port, to, port, listening
+        for in_order in (True, False):
+            with socket.socket(family) as client:
+                client.connect((to, port))
+                with server.accept()[0] as accepted:
+                    client.sendall(QUESTION)
+                    accepted.recv(len(QUESTION), socket.MSG_WAITALL)
+                    accepted.sendall(ANSWER)
+                    if in_order:
+                        accepted.close()
+                    client.recv(len(ANSWER) + 1 if in_order else READ, socket.MSG_WAITALL)
+                    ip, local_port = client.getsockname()[:2]
+                    client.close()
+            ends.append((ip, local_port, to, port, listening, in_order))
+    return ends
 
 
 def enter_new_network() -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tcpwatchd.kernel.instance import (
     BUFFER_KB,
+    CLOSE_SUFFIX,
     PROBES,
     TRACEPOINT,
     TraceError,
@@ -21,6 +22,7 @@ from tcpwatchd.kernel.instance import (
     read_buffer_size,
     read_file,
     set_buffer_size,
+    tells_closing,
     write_settings,
 )
 from tcpwatchd.kernel.probe import (
@@ -35,7 +37,9 @@ from tcpwatchd.kernel.proof import PROOF_INSTANCE, prove
 
 OWN_INSTANCE = "tcpwatchd-"
 """What begins the name of an instance that a process makes for itself; its PID follows."""
-OF_PROCESS = re.compile(f"{OWN_INSTANCE}([0-9]+)|{PROOF_INSTANCE}([0-9]+)|tcpwatchd_([0-9]+)_[0-9a-f]{{8}}")
+OF_PROCESS = re.compile(
+    f"{OWN_INSTANCE}([0-9]+)|{PROOF_INSTANCE}([0-9]+)|tcpwatchd_([0-9]+)_[0-9a-f]{{8}}(?:_close)?"
+)
 """Names of instances and probes that are of one process, with its PID."""
 
 
@@ -49,11 +53,12 @@ class SetUp(NamedTuple):
     """Why the kernel does not tell whose a socket is, if it does not."""
 
 
-def set_up(name: str, buffer_kb: int | None) -> SetUp:
+def set_up(name: str, buffer_kb: int | None, closing: bool = False) -> SetUp:
     """Make an instance, or repair one that stands. Raises TraceError.
 
-    `buffer_kb` is for one CPU; without it buffers that stand keep their size. An instance that was made and
-    cannot be set up is removed.
+    `closing`: it records when connections close, too; that can be changed while it stands. `buffer_kb` is for
+    one CPU; without it buffers that stand keep their size. An instance that was made and cannot be set up is
+    removed.
     """
     tracing = find_tracing()
     if not os.path.isdir(f"{tracing}/instances"):
@@ -77,7 +82,7 @@ def set_up(name: str, buffer_kb: int | None) -> SetUp:
             made = True
         held = lock(path)
         try:
-            write_settings(path, event)
+            write_settings(path, event, closing)
             if made or buffer_kb is not None:
                 set_buffer_size(path, BUFFER_KB if buffer_kb is None else buffer_kb)
         finally:
@@ -96,11 +101,12 @@ def choose_event(tracing: str, instance: str) -> tuple[str, str | None]:
     """An event for this instance, defined and proved, and why it is only the tracepoint, if it is."""
     standing = find_standing_event(f"{tracing}/instances/{instance}")
     try:
-        probe, definition = describe_probe(instance)
+        probe, definition, closing = describe_probe(instance)
         event = f"{PROBES}/{probe}"
         if standing != event:
-            define(tracing, probe, definition)
             try:
+                define(tracing, probe, definition)
+                define(tracing, probe + CLOSE_SUFFIX, closing)
                 prove(tracing, probe)
             except ProbeError:
                 remove_probe(tracing, probe)
@@ -127,7 +133,8 @@ def find_fault(name: str) -> str | None:
     """
     path = f"{find_tracing()}/instances/{name}"
     try:
-        check(path, find_event(path))
+        event = find_event(path)
+        check(path, event, tells_closing(path, event))
     except TraceError as error:
         return str(error)
     except OSError:

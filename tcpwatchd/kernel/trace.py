@@ -16,7 +16,6 @@ from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import Drain, Formats
 from tcpwatchd.failure import describe
 from tcpwatchd.kernel.instance import (
-    GROUPS,
     ONLINE,
     SIZES,
     TraceError,
@@ -25,10 +24,12 @@ from tcpwatchd.kernel.instance import (
     find_event,
     is_probe,
     list_cpus,
+    list_formats,
     lock,
     parse_cpus,
     read_buffer_size,
     read_file,
+    tells_closing,
     write_file,
     write_settings,
 )
@@ -69,7 +70,8 @@ class Trace:
             self.event = find_event(path)
             """The event that it records, as a path in the instance."""
             self.tells_owners = is_probe(self.event)
-            check(path, self.event)
+            self.tells_closing = tells_closing(path, self.event)
+            check(path, self.event, self.tells_closing)
             self.formats = read_formats(path, self.event)
             self._layout = read_layout(self.formats)
             self._sizes = self._read_sizes()
@@ -123,7 +125,7 @@ class Trace:
 
         Raises TraceError with what is wrong, and OSError when that cannot be found out.
         """
-        check(self.path, self.event)
+        check(self.path, self.event, self.tells_closing)
         before, self._sizes = self._sizes, self._read_sizes()
         if before != self._sizes:
             self._sizes_wanted = self._sizes_wanted or before
@@ -147,7 +149,7 @@ class Trace:
 
         Raises OSError, without privilege always.
         """
-        write_settings(self.path, self.event)
+        write_settings(self.path, self.event, self.tells_closing)
         wanted, self._sizes_wanted = self._sizes_wanted, {}
         for file, size in reversed(wanted.items()):
             if size.isdecimal() and self._sizes.get(file) != size:
@@ -296,9 +298,12 @@ def parse_statistics(text: str) -> dict[str, int]:
 
 def read_formats(path: str, event: str) -> Formats:
     """Raises OSError."""
-    names = (PAGE_FORMAT, "events/header_event", f"{event}/format")
-    formats = Formats(*(read_file(path, name) for name in names))
-    with contextlib.suppress(FileNotFoundError):  # a kernel without control groups
-        if is_probe(event):
-            return formats._replace(group=read_file(path, f"{GROUPS}/format"))
-    return formats
+    head = [read_file(path, name) for name in (PAGE_FORMAT, "events/header_event")]
+    record, *others = list_formats(event)
+    texts = [read_file(path, record)]
+    for name in others:
+        try:
+            texts.append(read_file(path, name))
+        except FileNotFoundError:  # a kernel without control groups
+            texts.append("")
+    return Formats(*head, *texts)

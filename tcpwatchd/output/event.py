@@ -17,9 +17,10 @@ from tcpwatchd.connection import NOBODY, Owner, format_endpoint
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tcpwatchd.connection import Connection
+    from tcpwatchd.connection import Closed, Connection
 
 CONNECTION_OPENED = "55af53b17897428c8b2256cc60c8771b"
+CONNECTION_CLOSED = "268f8658388840fa9d2b8f7a47db754c"
 WATCH_STARTED = "682ccf2aa1ec4ec9bb7f0401c4d8cba5"
 WATCH_STOPPED = "cabac0c61ead4a8d91a8dbf75d722ddf"
 POLL_FAILED = "674fc3cc3b334051897330134e4a8e3f"
@@ -43,6 +44,7 @@ COUNTERS_FAILED = "54f14b4d16674f6cbb66e5ff871af92a"
 COUNTERS_RECOVERED = "90460b6920ec45918312c073186afd75"
 OWNERS_FAILED = "a395ece0126848d19e89636eb872ba3d"
 OWNERS_RECOVERED = "e435dee5feee4ad8b2d0dfded764f083"
+CLOSINGS_UNTOLD = "d083b394e11c41628505b43f7ce5d55b"
 
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
 MICROSECONDS = 1_000_000
@@ -84,17 +86,65 @@ class Event(NamedTuple):
 
 
 def connection_opened(connection: Connection, opened: int, with_owner: bool = False) -> Event:
-    """`with_owner`: the message ends with it."""
-    source, destination, direction, state, detected_by, _, guessed, *_, owner, listener = connection
+    """`opened` is when, in microseconds since the epoch. `with_owner`: the message ends with it."""
+    named = "New connection", CONNECTION_OPENED, "connection-opened"
+    return Event(opened, list_fields(named, connection, opened, with_owner))
+
+
+def connection_closed(closed: Closed, opened: int, ended: int, with_owner: bool = False) -> Event:
+    """Times in microseconds since the epoch. `with_owner`: the message ends with it, and with sums.
+
+    Of a connection that was open before the watch began nobody knows how long it was.
+    """
+    connection, time, by, first, source_bytes, destination_bytes, detected_by = closed
+    named = "Connection closed", CONNECTION_CLOSED, "connection-closed"
+    fields = list_fields(named, connection, opened, with_owner)
+    fields["EVENT_END"] = format_utc(ended)
+    if connection.detected_by != "startup":
+        fields["EVENT_DURATION"] = str(time - connection.time)
+    if source_bytes is not None:
+        fields["SOURCE_BYTES"] = str(source_bytes)
+    if destination_bytes is not None:
+        fields["DESTINATION_BYTES"] = str(destination_bytes)
+    if source_bytes is not None and destination_bytes is not None:
+        fields["NETWORK_BYTES"] = str(source_bytes + destination_bytes)
+    if by is not None:
+        fields["TCPWATCHD_CLOSED_BY"] = by
+    if first is not None:
+        fields["TCPWATCHD_CLOSED_FIRST"] = first
+    fields["TCPWATCHD_CLOSE_DETECTED_BY"] = detected_by
+    if with_owner:
+        fields["MESSAGE"] += describe_sums(fields)
+    return Event(ended, fields)
+
+
+def describe_sums(fields: Mapping[str, str]) -> str:
+    """As for people: " (12.3 s, 4.2 kB sent, 1.1 MB received)", as far as it is known."""
+    words = []
+    if "EVENT_DURATION" in fields:
+        words.append(format_duration(int(fields["EVENT_DURATION"])))
+    if "SOURCE_BYTES" in fields:
+        words.append(f"{format_bytes(int(fields['SOURCE_BYTES']))} sent")
+    if "DESTINATION_BYTES" in fields:
+        words.append(f"{format_bytes(int(fields['DESTINATION_BYTES']))} received")
+    return f" ({', '.join(words)})" if words else ""
+
+
+def list_fields(
+    named: tuple[str, str, str], connection: Connection, opened: int, with_owner: bool
+) -> dict[str, str]:
+    """`named` are the beginning of the message, its id, and the action."""
+    source, destination, direction, state, detected_by, _, guessed, *_, owner, listener, _, _ = connection
+    message, message_id, action = named
     source_ip, source_port = source.ip, source.port
     destination_ip, destination_port = destination.ip, destination.port
     here, there = format_endpoint(source_ip, source_port), format_endpoint(destination_ip, destination_port)
     fields = {
-        "MESSAGE": f"New connection: {here} -> {there}",
-        "MESSAGE_ID": CONNECTION_OPENED,
+        "MESSAGE": f"{message}: {here} -> {there}",
+        "MESSAGE_ID": message_id,
         "PRIORITY": INFO,
         "SYSLOG_IDENTIFIER": "tcpwatchd",
-        "EVENT_ACTION": "connection-opened",
+        "EVENT_ACTION": action,
         "EVENT_START": format_utc(opened),
         "SOURCE_IP": source_ip,
         "SOURCE_PORT": str(source_port),
@@ -113,7 +163,7 @@ def connection_opened(connection: Connection, opened: int, with_owner: bool = Fa
             fields["MESSAGE"] += describe_owner(owner)
     if listener is not NOBODY:
         fields.update(list_owner_fields(listener, LISTENER_FIELDS))
-    return Event(opened, fields)
+    return fields
 
 
 def list_owner_fields(owner: Owner, names: Mapping[str, str]) -> Iterable[tuple[str, str]]:
@@ -148,6 +198,10 @@ def watch_started(version: str, interval: float, ipv6: bool, now: int) -> Event:
 def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
     """Each total is a field of its own: "reported" becomes TCPWATCHD_REPORTED."""
     message = f"Stopped: {count(totals['reported'], 'connection')} reported"
+    if totals["reported_closed"]:
+        message += f", {totals['reported_closed']} when they closed"
+    if totals["unreported"]:
+        message += f", {totals['unreported']} still open and not reported"
     if totals["unwritten"]:
         message += f", {totals['unwritten']} found but not written yet"
     fields = {f"TCPWATCHD_{name.upper()}": str(total) for name, total in totals.items()}
@@ -231,6 +285,13 @@ def owners_recovered(now: int) -> Event:
     return _own(now, OWNERS_RECOVERED, NOTICE, "Who owns connections is found again")
 
 
+def closings_untold(report: str, now: int) -> Event:
+    """`report` is what was asked for."""
+    reason = f"--report {report}: the kernel's trace was not set up for it (REPORT= of tcpwatchd.service is)"
+    message = f"Connections are reported when they open, and not when they close: {reason}"
+    return _own(now, CLOSINGS_UNTOLD, WARNING, message, ERROR_MESSAGE=reason)
+
+
 def connections_untold(inbound: int, now: int) -> Event:
     """Although there is a trace; how many opened outbound is not known exactly enough then."""
     message = f"{count(inbound, 'inbound connection')} opened of which neither the trace nor a poll told"
@@ -279,6 +340,30 @@ def _own(now: int, message_id: str, priority: str, message: str, **fields: str) 
 
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def format_duration(nanoseconds: int) -> str:
+    """To three digits, or two units."""
+    seconds = nanoseconds / 1e9
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    named = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next(i for i, (number, _) in enumerate(named) if number)
+    return " ".join(f"{number} {unit}" for number, unit in named[first : first + 2])
+
+
+def format_bytes(number: int) -> str:
+    """To three digits, in decimal units."""
+    size, units = float(number), iter(("kB", "MB", "GB", "TB"))
+    unit = "B"
+    while size >= 999.5 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{number} B" if unit == "B" else f"{size:.3g} {unit}"
 
 
 def format_utc(moment: int) -> str:

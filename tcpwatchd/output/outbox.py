@@ -6,16 +6,15 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import read_offset
-from tcpwatchd.connection import Connection, Written
-from tcpwatchd.output.event import RECORDS_LOST, connection_opened
+from tcpwatchd.connection import Closed, Connection, Written
+from tcpwatchd.output.event import RECORDS_LOST, Event, connection_closed, connection_opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
 
-    Item = Connection | Event
+    Item = Connection | Closed | Event
 
 BATCH = 500
 """Events that are written between two looks at anything else."""
@@ -38,11 +37,14 @@ class Outbox:
         self._sink = sink
         self._message_owner = message_owner
         self._read_offset = read_offset
-        self._offset = read_offset()
+        self.offset = read_offset()
+        """What the time of day is ahead of CLOCK_BOOTTIME, in nanoseconds."""
         self.fileno = sink.fileno
-        self.waiting: deque[Connection | Event] = deque()
+        self.waiting: deque[Item] = deque()
         self.written = dict.fromkeys(("trace", "poll", "startup"), 0)
-        """Connections, by what detected them."""
+        """Connections that were reported when they opened, by what detected them."""
+        self.written_closed = 0
+        """Those that were reported when they closed."""
         self._events = self._lost = 0
         self.stuck = False
         """Whether the sink took nothing although something waits."""
@@ -51,23 +53,29 @@ class Outbox:
     def full(self) -> bool:
         return len(self.waiting) >= MOST_WAITING
 
-    def add(self, items: Iterable[Connection | Event]) -> None:
+    def add(self, items: Iterable[Item]) -> None:
         self._follow_clock()
         self.waiting.extend(items)
 
     def _follow_clock(self) -> None:
-        """What waits keeps the time of day at which it opened, though the clock was set since."""
-        last, self._offset = self._offset, self._read_offset()
-        step = last - self._offset
+        """What waits keeps the time of day at which it opened, though the clock was set since.
+
+        Otherwise the offset stays what it was: a connection closes with the very time at which it opened.
+        """
+        offset = self._read_offset()
+        step = self.offset - offset
         if abs(step) > SMALLEST_STEP:
-            self.waiting = deque(
-                item._replace(time=item.time + step) if isinstance(item, Connection) else item
-                for item in self.waiting
-            )
+            self.offset = offset
+            self.waiting = deque(shift(item, step) for item in self.waiting)
+
+    def restore(self, offset: int | None) -> None:
+        """Go on with the offset of the process before, unless the clock was set since."""
+        if offset is not None and abs(offset - self.offset) <= SMALLEST_STEP:
+            self.offset = offset
 
     @property
     def total(self) -> Written:
-        return Written(self._events, sum(self.written.values()), self._lost)
+        return Written(self._events, sum(self.written.values()) + self.written_closed, self._lost)
 
     def count_waiting(self) -> int:
         """Connections that wait."""
@@ -78,19 +86,19 @@ class Outbox:
 
         `told` is the number of lost records that were told; returns those of them that were told elsewhere.
         """
-        while self.waiting and (connections or (told and not isinstance(self.waiting[0], Connection))):
+        while self.waiting and (connections or (told and isinstance(self.waiting[0], Event))):
             item = self.waiting.popleft()
-            if isinstance(item, Connection):
-                connections -= 1
-            else:
+            if isinstance(item, Event):
                 told -= count_lost(item)
+            else:
+                connections -= 1
         return max(0, told)
 
     def send(self) -> None:
         """Write a batch, as far as the sink takes it. Raises OSError."""
         left = BATCH
         self._follow_clock()
-        offset = self._offset
+        offset = self.offset
         self.stuck = bool(self.waiting) and not self._sink.reach()
         waiting, is_ready, write = self.waiting, self._sink.is_ready, self._sink.write
         while waiting and left and not self.stuck:
@@ -101,6 +109,8 @@ class Outbox:
                 self._events += 1
                 if isinstance(item, Connection):
                     self.written[item.detected_by] += 1
+                elif isinstance(item, Closed):
+                    self.written_closed += 1
                 else:
                     self._lost += count_lost(item)
             else:
@@ -110,7 +120,7 @@ class Outbox:
 def split_written(waiting: list[Item], written: Written) -> tuple[list[Item], Written]:
     """What is left of what waited when all this was written, and what was written after it."""
     done, rest = waiting[: written.events], waiting[written.events :]
-    lost = sum(count_lost(item) for item in done if not isinstance(item, Connection))
+    lost = sum(count_lost(item) for item in done if isinstance(item, Event))
     after = Written(
         written.events - len(done), written.connections - count_connections(done), written.lost - lost
     )
@@ -118,7 +128,18 @@ def split_written(waiting: list[Item], written: Written) -> tuple[list[Item], Wr
 
 
 def count_connections(items: Iterable[Item]) -> int:
-    return sum(isinstance(item, Connection) for item in items)
+    """Those that open or close."""
+    return sum(not isinstance(item, Event) for item in items)
+
+
+def shift(item: Item, step: int) -> Item:
+    """In time, by nanoseconds."""
+    if isinstance(item, Connection):
+        return item._replace(time=item.time + step)
+    if isinstance(item, Closed):
+        opened = item.connection._replace(time=item.connection.time + step)
+        return item._replace(connection=opened, time=item.time + step)
+    return item
 
 
 def count_lost(event: Event) -> int:
@@ -129,8 +150,11 @@ def count_lost(event: Event) -> int:
     )
 
 
-def make_event(item: Connection | Event, offset: int, message_owner: bool) -> Event:
+def make_event(item: Item, offset: int, message_owner: bool) -> Event:
     """`offset` is what CLOCK_REALTIME is ahead of CLOCK_BOOTTIME, in nanoseconds."""
     if isinstance(item, Connection):
         return connection_opened(item, (item.time + offset) // MICROSECOND, message_owner)
+    if isinstance(item, Closed):
+        opened, ended = (moment + offset for moment in (item.connection.time, item.time))
+        return connection_closed(item, opened // MICROSECOND, ended // MICROSECOND, message_owner)
     return item

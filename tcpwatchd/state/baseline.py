@@ -1,7 +1,8 @@
 """What is known, as the text of a file that outlives the process. No I/O.
 
 A line with the version and a checksum, a line of JSON, then the slices of both tables: one a line, an empty
-line between two blocks, as the tables' readings keep them.
+line between two blocks, as the tables' readings keep them; then the connections that are followed until they
+close.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import Any, NamedTuple
 from tcpwatchd.connection import (
     NOBODY,
     Caller,
+    Closed,
+    Closing,
     Connection,
     End,
     Endpoint,
     Known,
     Listener,
+    OpenKnown,
     Owner,
     OwnersKnown,
     Row,
@@ -25,10 +29,14 @@ from tcpwatchd.connection import (
     Transition,
 )
 from tcpwatchd.output.event import Event
+from tcpwatchd.tracking.closings import check as check_open
 
 MAGIC = b"tcpwatchd-baseline 1 "
 ENDPOINT_LENGTHS = (6, 18)
 OWNER_NUMBERS = {"user", "process", "thread", "network"}
+
+
+NOTHING_OPEN = OpenKnown("opened", 0, [], [b"", b""], [])
 
 
 class BaselineError(ValueError):
@@ -51,7 +59,7 @@ class Baseline(NamedTuple):
     deferred: list[Transition]
     """Taken out, and left for the next drain."""
     known: Known
-    waiting: list[Connection | Event]
+    waiting: list[Connection | Closed | Event]
     """What was to be written."""
     counters: list[int]
     """Of the coverage audit."""
@@ -60,12 +68,16 @@ class Baseline(NamedTuple):
     unsound_since: int | None = None
     """Since when the instance was not what it should be, in microseconds since the epoch."""
     owners: OwnersKnown = OwnersKnown({}, {})
+    open: OpenKnown = NOTHING_OPEN
+    offset: int | None = None
+    """What the time of day was ahead of CLOCK_BOOTTIME, in nanoseconds."""
 
 
 def format_baseline(baseline: Baseline) -> bytes:
     from json import dumps
 
     texts = [b"\n\n".join([b"\n".join(block) for block in blocks]) for blocks in baseline.blocks]
+    texts += baseline.open.records
     sizes = [len(text) for text in texts]
     body = b"".join((dumps([*_simplify(baseline), sizes]).encode(), b"\n", *texts))
     return b"%b%08x\n%b" % (MAGIC, crc32(body), body)
@@ -83,9 +95,16 @@ def parse_baseline(text: bytes) -> Baseline:
     try:
         line, _, rows = body.partition(b"\n")
         *head, sizes = loads(line)
-        return _restore(head, [_parse_blocks(rows[: sizes[0]]), _parse_blocks(rows[sizes[0] :])])
+        return _restore(head, _split_texts(rows, sizes))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
         raise BaselineError(f"makes no sense: {error!r}") from error
+
+
+def _split_texts(text: bytes, sizes: list[int]) -> list[bytes]:
+    """The slices of both tables, and the connections that are followed; an older version had none."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    texts = [text[end - size : end] for size, end in zip(sizes, ends)]
+    return [*texts, b"", b""][:4]
 
 
 def _parse_blocks(text: bytes) -> list[set[bytes]]:
@@ -116,6 +135,7 @@ def _simplify(baseline: Baseline) -> list[Any]:
             [[_simplify_item(connection), held] for connection, held in known.reports],
             [_simplify_away(row.end, row) for row in known.older_prints],
             [f"{_join(end)} {when}" for end, when in known.polled_ahead.items()],
+            known.absent_since,
         ],
         [_simplify_item(item) for item in baseline.waiting],
         baseline.counters,
@@ -125,12 +145,23 @@ def _simplify(baseline: Baseline) -> list[Any]:
             [skaddr, one.endpoint.hex(), one.socket, *one[2:]]
             for skaddr, one in baseline.owners.listeners.items()
         ],
+        _simplify_open(baseline.open),
+        baseline.offset,
     ]
 
 
 def _simplify_transition(transition: Transition) -> list[Any]:
-    *head, end, thread, name, socket = transition
-    return [*head, end.local.hex(), end.remote.hex(), thread, name and name.hex(), socket]
+    *head, end, thread, name, socket, closing = transition
+    return [*head, end.local.hex(), end.remote.hex(), thread, name and name.hex(), socket, closing]
+
+
+def _simplify_open(known: OpenKnown) -> list[Any]:
+    return [
+        known.report,
+        known.unsure_before,
+        [[number, _simplify_connection(shared)] for number, shared in known.shared],
+        [[key.hex(), *rest] for key, *rest in known.halves],
+    ]
 
 
 def _simplify_caller(caller: Caller) -> list[Any]:
@@ -145,23 +176,36 @@ def _simplify_away(end: End, row: Row | None) -> str:
     return _join(end) + (f" {row.state:d} {row.inode} {row.user}" if row else "")
 
 
-def _simplify_item(item: Connection | Event) -> str | list[Any]:
+def _simplify_item(item: Connection | Closed | Transition | Event) -> Any:
+    """A list that begins with a number is an event, with a list a record, with null what has closed."""
     if isinstance(item, Event):
         return [item.time, dict(item.fields)]
+    if isinstance(item, Transition):
+        return [_simplify_transition(item)]
+    if isinstance(item, Closed):
+        return [None, _simplify_connection(item.connection), *item[1:]]
+    return _simplify_connection(item)
+
+
+def _simplify_connection(item: Connection) -> str | list[Any]:
+    """Words, or a list that begins with them."""
     source, destination, direction, state, detected_by, time, guessed, *owners = item
     words = f"{source.hex()} {destination.hex()} {direction} {state:d} {detected_by} {time} {guessed:d}"
-    if not any(owners[:3]) and item.owner == item.listener == NOBODY:
+    sockets = item[-2:]
+    if not any(owners[:3]) and item.owner == item.listener == NOBODY and not any(sockets):
         return words
     caller = None if item.caller is None else _simplify_caller(item.caller)
-    return [words, item.opener, item.acceptor, caller, item.owner, item.listener]
+    return [words, item.opener, item.acceptor, caller, item.owner, item.listener, *sockets]
 
 
-def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
+def _restore(head: list[Any], texts: list[bytes]) -> Baseline:
     """From what `_simplify` made, here or in an older version. Raises ValueError, TypeError and the like for
     anything else.
     """
     saved, generation, instance, drained, taken, deferred, known, waiting, counters, *later = head
-    unsound_since, *owners = later or [None]
+    unsound_since, groups, listeners, opened, offset = [*later, None, [], [], None, None][
+        : max(5, len(later))
+    ]
     return Baseline(
         int(saved),
         int(generation),
@@ -172,10 +216,22 @@ def _restore(head: list[Any], blocks: list[list[set[bytes]]]) -> Baseline:
         _restore_known(*known),
         [_restore_item(item) for item in waiting],
         [int(count) for count in counters],
-        blocks,
+        [_parse_blocks(text) for text in texts[:2]],
         None if unsound_since is None else int(unsound_since),
-        _restore_owners(*owners),
+        _restore_owners(groups, listeners),
+        NOTHING_OPEN if opened is None else _restore_open(texts[2:], *opened),
+        None if offset is None else int(offset),
     )
+
+
+def _restore_open(texts: list[bytes], report: Any, unsure_before: Any, shared: Any, halves: Any) -> OpenKnown:
+    if report not in ("opened", "closed", "both"):
+        raise ValueError(report)
+    kinds = [(int(number), _restore_connection(item)) for number, item in shared]
+    views = [(bytes.fromhex(key), int(time), int(role), tuple(view)) for key, time, role, view in halves]
+    known = OpenKnown(report, int(unsure_before), kinds, texts, views)
+    check_open(known)
+    return known
 
 
 def _restore_known(
@@ -189,6 +245,7 @@ def _restore_known(
     reports: Any,
     older_prints: Any = (),
     polled_ahead: Any = (),
+    absent_since: Any = (0, 0),
 ) -> Known:
     """What an older version did not keep has the value that it meant."""
     return Known(
@@ -199,9 +256,10 @@ def _restore_known(
         {_restore_end(*words[:2]): _restore_row(*words) for words in map(_split, absent)},
         {_restore_end(*words): (int(n), int(until)) for *words, n, until in map(_split, unpaired)},
         {int(socket): (_restore_endpoint(to), _restore_caller(*who)) for socket, to, *who in handshakes},
-        [(_restore_connection(item), bool(held)) for item, held in reports],
+        [(_restore_report(item), bool(held)) for item, held in reports],
         frozenset(row for words in map(_split, older_prints) if (row := _restore_row(*words))),
         {_restore_end(*words): int(when) for *words, when in map(_split, polled_ahead)},
+        (int(absent_since[0]), int(absent_since[1])),
     )
 
 
@@ -238,11 +296,13 @@ def _restore_transition(
     thread: Any,
     name: Any = None,
     socket: Any = None,
+    closing: Any = None,
 ) -> Transition:
     end = End(*(Endpoint(bytes.fromhex(text)) for text in (local, remote)))  # empty for a socket that closes
     states = TcpState(old), TcpState(new)
     names = None if name is None else bytes.fromhex(name)
-    return Transition(int(time), int(skaddr), *states, end, int(thread), names, _restore_socket(socket))
+    kept = _restore_socket(socket), None if closing is None else Closing(*map(int, closing))
+    return Transition(int(time), int(skaddr), *states, end, int(thread), names, *kept)
 
 
 def _restore_socket(socket: Any) -> Socket | None:
@@ -268,24 +328,36 @@ def _restore_owners(groups: Any = (), listeners: Any = ()) -> OwnersKnown:
     )
 
 
-def _restore_item(item: Any) -> Connection | Event:
+def _restore_item(item: Any) -> Connection | Closed | Event:
     if isinstance(item, str) or isinstance(item[0], str):
         return _restore_connection(item)
+    if item[0] is None:
+        _, connection, time, *rest = item
+        return Closed(_restore_connection(connection), int(time), *rest)
     time, named = item
     return Event(int(time), {str(name): str(value) for name, value in named.items()})
 
 
+def _restore_report(item: Any) -> Connection | Transition:
+    if isinstance(item[0], list):
+        return _restore_transition(*item[0])
+    return _restore_connection(item)
+
+
 def _restore_connection(item: Any) -> Connection:
-    """Words, or a list of them and of what is known of its owners."""
+    """Words, or a list of them and of what is known of its owners and sockets."""
     if isinstance(item, str):
         return _restore_ends(item)
-    words, opener, acceptor, caller, owner, listener = item
+    words, opener, acceptor, caller, owner, listener, *sockets = item
+    source_socket, destination_socket = sockets or (0, 0)
     return _restore_ends(words)._replace(
         opener=_restore_socket(opener),
         acceptor=_restore_socket(acceptor),
         caller=None if caller is None else _restore_caller(*caller),
         owner=_restore_owner(*owner),
         listener=_restore_owner(*listener),
+        source_socket=int(source_socket),
+        destination_socket=int(destination_socket),
     )
 
 

@@ -11,7 +11,7 @@ import operator
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.clock import boot_ns, now
-from tcpwatchd.connection import Written
+from tcpwatchd.connection import Connection, Written
 from tcpwatchd.failure import describe
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.output import event
@@ -22,7 +22,7 @@ from tcpwatchd.tracking.tracker import FOREVER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tcpwatchd.connection import Drain, Transition
+    from tcpwatchd.connection import Closed, Drain, Transition
     from tcpwatchd.kernel.tables import Tables
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tcpwatchd.owners.owners import Owners
     from tcpwatchd.state.store import Log, Store
     from tcpwatchd.tracking.audit import Audit
+    from tcpwatchd.tracking.closings import Closings
     from tcpwatchd.tracking.tracker import Tracker
 
 
@@ -40,6 +41,7 @@ class Stages(NamedTuple):
     tracker: Tracker
     audit: Audit
     owners: Owners
+    closings: Closings
     outbox: Outbox
     trace: Trace | None
     decoder: Decoder | None
@@ -95,12 +97,15 @@ class Recovery:
         return resumed
 
     def _restore(self, baseline: Baseline, log: Log) -> Resumed:
-        tables, tracker, audit, owners, outbox, trace, decoder = self._stages
+        tables, tracker, audit, owners, closings, outbox, trace, decoder = self._stages
         tables.restore(baseline.blocks)
         tracker.restore(baseline.known)
         audit.restore(baseline.counters)
         waiting, written = split_written(baseline.waiting, log.written)
+        outbox.restore(baseline.offset)
         outbox.add(waiting)
+        # What was found since is told as the process before would have told it.
+        tracker.follows_closing, follows_closing = closings.restore(baseline.open), tracker.follows_closing
         owners.restore(baseline.owners)
         lost, last = self._replay(baseline, log)
         same_instance = trace is not None and trace.instance == baseline.instance
@@ -116,14 +121,17 @@ class Recovery:
             # The kernel may still hold the records of other ends: what was held at the last drain is held on,
             # unless it was written.
             drained = max([drain.began for drain in log.drains], default=baseline.saved)
-            found = tracker.release(drained, at_least=written.connections)
+            found = self._take_found(tracker.release(drained))
+            while len(found) < written.connections and (more := tracker.release(drained, at_least=1)):
+                found += self._take_found(more)
         else:
             owners.follow([], last.deferred, False)
             tracker.follow(last.deferred, False, tables.holds)
-            found = tracker.release(FOREVER)
-        audit.add_found(found)
-        outbox.add(map(owners.name, found))
+            found = self._take_found(tracker.release(FOREVER))
+        outbox.add(found)
         lost_reported = outbox.drop(written.connections, written.lost)
+        tracker.follows_closing = follows_closing
+        outbox.add(closings.switch())
         if log.damage:
             self._report_unusable(BaselineError(log.damage))
         if not trace_unbroken:
@@ -132,10 +140,19 @@ class Recovery:
         if lost > lost_reported or not trace_unbroken:
             tracker.forget_handshakes()
             owners.forget_listeners()
+            closings.note_loss(boot_ns())
         unreported = max(0, lost - lost_reported)
         if unreported:
             self._report(event.records_lost(unreported, now()))
         return Resumed(unreported, trace_unbroken)
+
+    def _take_found(self, released: list[Connection | Transition]) -> list[Connection | Closed]:
+        found = [
+            self._stages.owners.name(item) if isinstance(item, Connection) else item for item in released
+        ]
+        self._stages.audit.add_found(item for item in found if isinstance(item, Connection))
+        tracker, holds = self._stages.tracker, self._stages.tables.holds
+        return self._stages.closings.follow(found, lambda end: tracker.shows(end, holds))
 
     def _replay(self, baseline: Baseline, log: Log) -> tuple[int, Progress]:
         """Follow what was logged since the baseline: the same pages give the same reports in the same order.
@@ -176,7 +193,7 @@ class Recovery:
         """Whether the store has all."""
         if not self._store.enabled:
             return False
-        tables, tracker, audit, owners, outbox, trace, decoder = self._stages
+        tables, tracker, audit, owners, closings, outbox, trace, decoder = self._stages
         with self._reporting_failure():
             if self.changed:
                 known = tracker.known
@@ -193,6 +210,8 @@ class Recovery:
                     blocks=tables.blocks,
                     unsound_since=self.unsound_since,
                     owners=owners.known,
+                    open=closings.known,
+                    offset=outbox.offset,
                 )
                 self._store.save(baseline, trace.formats if trace else None)
                 self._written_before_save = outbox.total

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import HALF_OPEN, Connection, End, Row, Socket, TcpState, list_listening
+from tcpwatchd.connection import HALF_OPEN, Connection, End, Gone, Row, Socket, TcpState, list_listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -280,6 +280,20 @@ class Comparison:
         for end in closed:
             if not self._unpaired.is_told_since(end, self._snapshot.started):
                 self._unpaired.pop(end, None)
+
+    def list_gone(self, absent: dict[End, Row | None], since: tuple[int, int]) -> list[Gone]:
+        """Ends whose socket is closed: in TIME_WAIT, or not shown for the second time.
+
+        `absent` are those that were not shown in the snapshot before, and `since` is when that was read.
+        """
+        started, ended = self._snapshot.started, self._snapshot.ended
+        gone = [
+            Gone(row.end, started, ended, True, True) for row in self._rows if row.state == TcpState.TIME_WAIT
+        ]
+        for end, last in absent.items():
+            if end not in self._shown and not (last and last.state == TcpState.TIME_WAIT):
+                gone.append(Gone(end, *since, False, last is not None))
+        return gone
 
     @property
     def older_prints(self) -> frozenset[Row]:

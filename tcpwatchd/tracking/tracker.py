@@ -11,6 +11,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from tcpwatchd.connection import (
+    CONNECTED,
     NOBODY,
     NOTHING_KNOWN,
     Caller,
@@ -25,7 +26,7 @@ from tcpwatchd.tracking.comparison import MOST_UNPAIRED, REMEMBERED, Comparison,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import Direction, Endpoint, Row, Snapshot, Socket, Transition
+    from tcpwatchd.connection import Direction, Endpoint, Gone, Row, Snapshot, Socket, Transition
 
     Holds = Callable[[End], int]
     """Tells the state of an end's row in the last snapshot, 0 if it has none."""
@@ -52,11 +53,13 @@ MOST_AWAITING_ROW = 100_000
 class Tracker:
     """Joins both sources: give it the transitions of a drain, then the snapshot that was read before it.
 
-    `network` is the inode of the network namespace whose tables are polled.
+    `network` is the inode of the network namespace whose tables are polled. `follows_closing`: records of
+    ends that close are released too, and those of ends that come after their connection was.
     """
 
-    def __init__(self, network: int = 0) -> None:
+    def __init__(self, network: int = 0, follows_closing: bool = False) -> None:
         self._network = network
+        self.follows_closing = follows_closing
         self.addresses: frozenset[bytes] = frozenset()
         """This machine's own, packed: what goes there stays inside it, though its other end may come late."""
         self.restore(NOTHING_KNOWN)
@@ -69,15 +72,21 @@ class Tracker:
         self._listeners: Counter[Endpoint] = Counter(known.listeners)
         self._unpaired = Unpaired(known.unpaired)
         self._handshakes = known.handshakes.copy()
-        self._queue: deque[_Report] = deque()
+        self._queue: deque[_Report | Transition] = deque()
         self._held: dict[End, list[_Report]] = {}
         """By the end that was opened, the newest last: in two namespaces there can be two at once."""
         self._older_prints = known.older_prints
         self._polled_ahead = known.polled_ahead.copy()
+        self._absent_since = known.absent_since
         self.open = known.open
         """Sockets with an open connection in the last snapshot."""
-        for connection, held in known.reports:
-            self._enqueue(connection, held)
+        self.gone: list[Gone] = []
+        """Ends that the last snapshot showed to be closed."""
+        for item, held in known.reports:
+            if isinstance(item, Connection):
+                self._enqueue(item, held)
+            else:
+                self._queue.append(item)
 
     @property
     def known(self) -> Known:
@@ -90,9 +99,13 @@ class Tracker:
             absent=self._absent.copy(),
             unpaired=dict(self._unpaired),
             handshakes=self._handshakes.copy(),
-            reports=[(report.connection, report.held) for report in self._queue],
+            reports=[
+                (item.connection, item.held) if isinstance(item, _Report) else (item, False)
+                for item in self._queue
+            ],
             older_prints=self._older_prints,
             polled_ahead=self._polled_ahead.copy(),
+            absent_since=self._absent_since,
         )
 
     @property
@@ -104,6 +117,11 @@ class Tracker:
     def awaiting_row(self) -> list[End]:
         """Ends that were reported and whose own row was not compared yet: the next snapshot shows them."""
         return list(self._awaiting_row)
+
+    def shows(self, end: End, holds: Holds) -> bool:
+        """Whether an open socket of this end is in the last snapshot, or was in the one before it."""
+        last = self._absent.get(end)
+        return holds(end) in CONNECTED or (last is not None and last.state != TIME_WAIT)
 
     @property
     def full(self) -> bool:
@@ -122,18 +140,22 @@ class Tracker:
         if lossy:
             self.forget_handshakes()
         handshakes = self._handshakes
-        for when, skaddr, old, new, end, thread, name, socket in transitions:
+        for transition in transitions:
+            when, skaddr, old, new, end, thread, name, socket, _ = transition
             if new == SYN_SENT:
                 if not lossy:
                     handshakes[skaddr] = end.remote, make(Caller, (when, thread, name))
             elif new == CLOSE:
                 handshakes.pop(skaddr, None)
+                if self.follows_closing and old in CONNECTED:
+                    self._queue.append(transition)
             elif new == ESTABLISHED or (old == SYN_RECV and new in ENDED_EARLY):
                 to, caller = handshakes.pop(skaddr, NO_HANDSHAKE)
                 if self._polled_ahead and self._was_polled(end, when, socket, holds):
+                    self._tell_late(transition)
                     continue
                 opened = old == SYN_SENT or to == end.remote
-                self._establish(end, when, new, caller if opened else None, old == SYN_RECV, socket, holds)
+                self._establish(transition, caller if opened else None, holds)
         if whole:
             self._polled_ahead.clear()
 
@@ -151,19 +173,11 @@ class Tracker:
             return False  # what the poll found is the same end of our own network
         return self._polled_ahead.pop(end, 0) >= when
 
-    def _establish(
-        self,
-        end: End,
-        when: int,
-        state: TcpState,
-        caller: Caller | None,
-        received: bool,
-        socket: Socket | None,
-        holds: Holds,
-    ) -> None:
-        """`caller`: who sent the SYN of an end opened here. `received`: the socket came from SYN_RECV."""
+    def _establish(self, transition: Transition, caller: Caller | None, holds: Holds) -> None:
+        """`caller`: who sent the SYN of an end opened here."""
+        when, skaddr, old, state, end, _, _, socket, _ = transition
         local, remote = end
-        flipped = make(End, (remote, local))
+        flipped, received = make(End, (remote, local)), old == SYN_RECV
         opened, ended_early, awaiting = caller is not None, state != ESTABLISHED, self._awaiting_row
         elsewhere = socket is not None and self._is_elsewhere(socket)
         _, told = NOT_AWAITED if elsewhere else awaiting.get(end, NOT_AWAITED)
@@ -184,9 +198,10 @@ class Tracker:
                 elif awaiting.get(end, (0, 1))[1] == 0:
                     del awaiting[end]  # a poll expected it, and it has no row here
                 if received:
-                    self._make_internal(flipped, socket, {"acceptor": socket})
+                    other_end: dict[str, Any] = {"acceptor": socket, "destination_socket": skaddr}
                 else:
-                    self._make_internal(end, socket, {"opener": socket, "caller": caller})
+                    other_end = {"opener": socket, "caller": caller, "source_socket": skaddr}
+                self._make_internal(flipped if received else end, transition, other_end)
                 return
             other_known = not elsewhere and self._is_known(flipped, holds)
             if other_known:
@@ -198,18 +213,11 @@ class Tracker:
             # Its opening end is here, and was not told of: the row of that one is this connection's.
             _, other_told = awaiting.get(flipped, NOT_AWAITED)
             awaiting[flipped] = when, other_told
-        self._report(end, when, state, caller, socket, other_known)
+        self._report(transition, caller, other_known)
 
-    def _report(
-        self,
-        end: End,
-        when: int,
-        state: TcpState,
-        caller: Caller | None,
-        socket: Socket | None,
-        other_known: bool,
-    ) -> None:
+    def _report(self, transition: Transition, caller: Caller | None, other_known: bool) -> None:
         """Of a pair the end that was told of first."""
+        when, skaddr, _, state, end, _, _, socket, _ = transition
         local, remote = end
         opened, ended_early = caller is not None, state != ESTABLISHED
         internal = is_local(end, self.addresses)
@@ -228,7 +236,8 @@ class Tracker:
         fields = source, destination, direction, state, "trace", when, False, opener, acceptor, caller
         # One that stays here has a second owner, if records tell of owners.
         held = (opened or ended_early) and local != remote and (not internal or socket is not None)
-        self._enqueue(make(Connection, (*fields, NOBODY, NOBODY)), held)
+        sockets = (skaddr, 0) if opened else (0, skaddr)
+        self._enqueue(make(Connection, (*fields, NOBODY, NOBODY, *sockets)), held)
 
     def _may_be_ours(self, endpoint: Endpoint) -> bool:
         """Whether what is connected with it from another network namespace can be connected with us."""
@@ -270,42 +279,57 @@ class Tracker:
                 self._held[end] = [report]
         self._queue.append(report)
 
-    def _make_internal(self, opened: End, socket: Socket | None, other_end: dict[str, Any]) -> None:
+    def _make_internal(self, opened: End, transition: Transition, other_end: dict[str, Any]) -> None:
         """A report that is held for its other end has it: both are on this machine."""
-        reports = self._held.pop(opened, None)
-        if not reports:
-            return
-        report = find_other(reports, opened, socket, other_end) if socket else reports[-1]
-        if len(reports) > 1 or not report:
+        socket, report = transition.socket, None
+        reports = self._held.pop(opened, [])
+        if reports:
+            report = find_other(reports, opened, socket, other_end) if socket else reports[-1]
+        if len(reports) > 1 or (reports and not report):
             self._held[opened] = [one for one in reports if one is not report]
         if report:
             report.held = False
             report.connection = report.connection._replace(direction="internal", **other_end)
+        else:
+            self._tell_late(transition)
 
-    def release(self, now: int, at_least: int = 0) -> list[Connection]:
+    def _tell_late(self, transition: Transition) -> None:
+        """An end of a connection that was reported."""
+        if self.follows_closing:
+            self._queue.append(transition)
+
+    def release(self, now: int, at_least: int = 0) -> list[Connection | Transition]:
         """What can be reported, in the order of time: a report is held a moment for its other end.
 
         `at_least` so many were released before.
         """
-        released: list[Connection] = []
-        while self._queue and (
-            not self._queue[0].held
-            or self._queue[0].connection.time + HOLD <= now
-            or len(released) < at_least
-        ):
-            report = self._queue.popleft()
-            if report.held:
-                end = End(report.connection.source, report.connection.destination)
-                self._held[end].remove(report)
-                if not self._held[end]:
-                    del self._held[end]
-            released.append(report.connection)
+        released: list[Connection | Transition] = []
+        while self._queue:
+            item = self._queue[0]
+            if isinstance(item, _Report):
+                if item.held and item.connection.time + HOLD > now and len(released) >= at_least:
+                    break
+                if item.held:
+                    self._release_held(item)
+                released.append(item.connection)
+            else:
+                released.append(item)
+            self._queue.popleft()
         return released
+
+    def _release_held(self, report: _Report) -> None:
+        end = End(report.connection.source, report.connection.destination)
+        self._held[end].remove(report)
+        if not self._held[end]:
+            del self._held[end]
 
     @property
     def next_release(self) -> int | None:
         """When the first report that is held is released, nanoseconds of CLOCK_BOOTTIME."""
-        return self._queue[0].connection.time + HOLD if self._queue else None
+        if not self._queue:
+            return None
+        item = self._queue[0]
+        return item.connection.time + HOLD if isinstance(item, _Report) else item.time
 
     def find_new(
         self, snapshot: Snapshot, unchanged: Iterable[Row] = (), records_may_follow: bool = False
@@ -332,6 +356,9 @@ class Tracker:
         new = comparison.find_at_start() if self._first else comparison.find_new()
         self._first = False
         comparison.forget_closed(self._absent)
+        if self.follows_closing:
+            self.gone = comparison.list_gone(self._absent, self._absent_since)
+            self._absent_since = snapshot.started, snapshot.ended
         self._absent, self._awaiting_row = comparison.find_absent(), comparison.find_awaiting_row()
         self._older_prints = comparison.older_prints
         self._unpaired.forget(snapshot.ended)

@@ -186,7 +186,7 @@ def test_what_it_says_itself_has_a_time_and_counts_in_good_english() -> None:
     fields = event.connections_missed(1, 2, MOMENT).fields
     assert fields["EVENT_CREATED"] == "2021-04-28T13:28:05.123456Z"
     assert fields["MESSAGE"].startswith("1 inbound connection and at most 2 outbound connections ")
-    totals = {"reported": 1, "unwritten": 0}
+    totals = {"reported": 1, "reported_closed": 0, "unreported": 0, "unwritten": 0}
     assert event.watch_stopped(totals, 0).fields["MESSAGE"] == "Stopped: 1 connection reported"
 
 
