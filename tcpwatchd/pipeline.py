@@ -283,7 +283,8 @@ class Pipeline:
         self._take_released(FOREVER)
         self._report_lost()
         self._send_all(until)
-        self.report(describe_end(self.totals))
+        unreported = 0 if self._store.enabled else self._closings.unreported
+        self.report(describe_end({**self.totals, "unreported": unreported}))
         self._send_all(until)
         return self.keep()
 
@@ -342,7 +343,6 @@ class Pipeline:
         return {
             "reported": sum(written.values()),
             "reported_closed": self.outbox.written_closed,
-            "unreported": 0 if self._store.enabled else self._closings.unreported,
             "not_followed": self._closings.not_followed,
             **by_source,
             **self._totals,

@@ -269,11 +269,11 @@ class Watch:
         if not self._trace:
             inbound, outbound = totals["missed_inbound"], totals["missed_outbound"]
             missed = f"{inbound} inbound and at most {outbound} outbound missed"
-        reported = event.count(totals["reported"], "connection")
+        reported = f"{event.count(totals['reported'], 'connection')} reported"
         if totals["reported_closed"]:
-            reported += f", {totals['reported_closed']} when they closed,"
+            reported += f" when they opened, {totals['reported_closed']} when they closed,"
         here = event.count(self._pipeline.open, "open socket")
-        counts = f"{reported} reported since the start, {missed}; {here} here"
+        counts = f"{reported} since the start, {missed}; {here} here"
         trouble = ""
         if self._failed_polls_in_a_row:
             trouble += f"; {event.count(self._failed_polls_in_a_row, 'poll')} failed since the last good one"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tcpwatchd.connection import (
     NOTHING_KNOWN,
     Caller,
+    Closed,
+    Closing,
     Connection,
     End,
     Endpoint,
@@ -19,6 +21,7 @@ from tcpwatchd.connection import (
 )
 from tcpwatchd.output.event import Event, poll_failed
 from tcpwatchd.state.baseline import Baseline
+from tcpwatchd.tracking.closings import Closings
 
 NO_TABLES: list[list[set[bytes]]] = [[], []]
 HERE, THERE = Endpoint(b"\x0a\0\0\5\0\x50"), Endpoint(b"\xc0\0\2\x38\x17\x55")
@@ -28,6 +31,11 @@ CONNECTION = Connection(THERE, HERE, "ingress", TcpState.ESTABLISHED, "trace", 5
 SOCKET = Socket(1000, 2**33, 4026531840)
 OWNED = CONNECTION._replace(opener=SOCKET, acceptor=SOCKET, caller=Caller(4, 77, b"\xff\n"))
 OWNER = Owner(1000, "alice", "user@1000.service", "a.service", "box", 4242, None, "x\\n1", "/bin/x", None, 4)
+
+
+CLOSING = Transition(
+    9, 3, TcpState.ESTABLISHED, TcpState.CLOSE, END, 0, closing=Closing(4026531840, 104, 3, 5, 6, 7)
+)
 
 
 def make_baseline(known: Known = NOTHING_KNOWN, blocks: list[list[set[bytes]]] = NO_TABLES) -> Baseline:
@@ -44,9 +52,10 @@ def make_full() -> Baseline:
         {END: None, END6: Row(END6, TcpState.TIME_WAIT, 0)},
         {END: (2, 9)},
         {0xFFFF888100000000: (THERE, Caller(6, 77, b"x\n1 sshd")), 5: (HERE, Caller(7, 0, None))},
-        [(CONNECTION, True), (OWNED, False)],
+        [(CONNECTION, True), (OWNED, False), (CLOSING, False)],
         frozenset({Row(END, TcpState.ESTABLISHED, 0, 1000)}),
         {END: 11, END.flipped: 11},
+        (12, 13),
     )
     deferred = [
         Transition(8, 0xFFFF888100000000, TcpState.SYN_SENT, TcpState.ESTABLISHED, END, 1),
@@ -55,8 +64,16 @@ def make_full() -> Baseline:
     ]
     blocks = [[{b"a", b"b"}, {b"c"}], [{b"6"}]]
     named = OWNED._replace(opener=None, acceptor=None, caller=None, owner=OWNER, listener=Owner(user=33))
-    waiting: list[Connection | Event] = [CONNECTION, poll_failed('a "b"\n\0', 4), named]
+    closed = Closed(named, 9, "reset", None, 5, None, "trace")
+    waiting: list[Connection | Closed | Event] = [CONNECTION, poll_failed('a "b"\n\0', 4), named, closed]
     owners = OwnersKnown({7: b"/system.slice/x.service"}, {9: Listener(HERE, SOCKET, 5, 77, 4)})
     counters = [0, -1, 5, 6, 7]
     taken = {0: 5, 1: 6}
-    return Baseline(1, 1, 4026, 99, taken, deferred, known, waiting, counters, blocks, 98, owners)
+    closings = Closings("both")
+    closings.follow([CONNECTION._replace(destination_socket=7)], lambda _end: False)
+    internal = named._replace(source=HERE6, destination=THERE6, direction="internal", source_socket=5)
+    closings.follow([internal, CLOSING._replace(end=END6, skaddr=5)], lambda _end: True)
+    open_known = closings.known
+    return Baseline(
+        1, 1, 4026, 99, taken, deferred, known, waiting, counters, blocks, 98, owners, open_known, 17
+    )

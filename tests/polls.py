@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import End, Socket, TcpState, Transition
+from tcpwatchd.connection import Connection, End, Socket, TcpState, Transition
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.tracking.tracker import Tracker
 from tests.model import pack
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from tcpwatchd.connection import Connection, Snapshot
+    from tcpwatchd.connection import Snapshot
 
 MS = 1_000_000
 LATE = 2**62
@@ -62,7 +62,7 @@ class Polls:
         `now`, in milliseconds, is when the drain ends; by default so late that nothing is held any more.
         """
         self._follow(records, lossy)
-        self.reported = self._tracker.release(LATE if now is None else now * MS)
+        self.reported = self._release(LATE if now is None else now * MS)
         return [describe(new) for new in self.reported]
 
     def _follow(self, records: Iterable[str], lossy: bool) -> None:
@@ -74,6 +74,9 @@ class Polls:
             socket = make_socket(int(network[0])) if network else None
             transitions.append(Transition(int(when) * MS, int(sock), *states, end, 1, None, socket))
         self._tracker.follow(transitions, lossy, self._tables.holds)
+
+    def _release(self, now: int) -> list[Connection]:
+        return [item for item in self._tracker.release(now) if isinstance(item, Connection)]
 
     def own(self, *addresses: str) -> None:
         """Addresses of this machine."""
@@ -104,7 +107,7 @@ class Polls:
         self._tables.keep()
         if at is not None:
             snapshot = snapshot._replace(started=at * MS, ended=(at + 1) * MS)
-        found = [*self._tracker.release(LATE), *self._tracker.find_new(snapshot, unchanged)]
+        found = [*self._release(LATE), *self._tracker.find_new(snapshot, unchanged)]
         self.reported = found
         self.guessed = {new.guessed for new in found}
         return [describe(new) for new in found]

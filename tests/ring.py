@@ -53,9 +53,9 @@ def page(stamp: int, *entries: bytes, flags: int = 0, lost: int | None = None) -
     return (struct.pack("<QQ", stamp, commit) + data + counted).ljust(SIZE, b"\0")
 
 
-def make_settings(root: Path) -> None:
+def make_settings(root: Path, closing: bool = False) -> None:
     shutil.copytree(FIXTURE / "events", root / "events", dirs_exist_ok=True)
-    for file, value in {**list_settings(TRACEPOINT), "buffer_size_kb": "512"}.items():
+    for file, value in {**list_settings(TRACEPOINT, closing), "buffer_size_kb": "512"}.items():
         text = {"trace_clock": f"local [{value}]", "tracing_cpumask": "ffffffff"}.get(file, value)
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_text(f"{text}\n")
@@ -77,8 +77,8 @@ def make_instance(root: Path, *cpus: bytes, overrun: int = 0) -> str:
 class Ring:
     """The buffer of one CPU as a pipe: what is read is gone, and it stays while readers come and go."""
 
-    def __init__(self, root: Path) -> None:
-        make_settings(root)
+    def __init__(self, root: Path, closing: bool = False) -> None:
+        make_settings(root, closing)
         cpu = root / "per_cpu" / "cpu0"
         cpu.mkdir(parents=True)
         os.mkfifo(cpu / "trace_pipe_raw")

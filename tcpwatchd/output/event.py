@@ -199,7 +199,7 @@ def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
     """Each total is a field of its own: "reported" becomes TCPWATCHD_REPORTED."""
     message = f"Stopped: {count(totals['reported'], 'connection')} reported"
     if totals["reported_closed"]:
-        message += f", {totals['reported_closed']} when they closed"
+        message += f" when they opened, {totals['reported_closed']} when they closed"
     if totals["unreported"]:
         message += f", {totals['unreported']} still open and not reported"
     if totals["unwritten"]:

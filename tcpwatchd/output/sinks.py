@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tcpwatchd.failure import Failure
 from tcpwatchd.output.event import (
+    CONNECTION_CLOSED,
     CONNECTION_OPENED,
     LISTENER_FIELDS,
     OWNER_FIELDS,
@@ -234,7 +235,7 @@ class TextSink:
 
     def write(self, event: Event) -> bool:
         moment, fields = event
-        if fields["MESSAGE_ID"] == CONNECTION_OPENED:
+        if fields["MESSAGE_ID"] in (CONNECTION_OPENED, CONNECTION_CLOSED):
             return self._out.write(f"{format_local(moment)}: {format_text(fields)}")
         with contextlib.suppress(OSError):  # nobody reads it
             if self._err.is_ready():
@@ -245,7 +246,7 @@ class TextSink:
 def format_text(fields: Mapping[str, str]) -> str:
     """A connection for people, who have the message and no other field before them."""
     text = fields["MESSAGE"]
-    if fields["TCPWATCHD_DETECTED_BY"] == "startup":
+    if fields["TCPWATCHD_DETECTED_BY"] == "startup" and text.startswith("New"):
         text = text.replace("New", "Open", 1)
     return f"{text} (direction guessed)" if fields["TCPWATCHD_DIRECTION"] == "guessed" else text
 

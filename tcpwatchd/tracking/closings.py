@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     Shows = Callable[[End], bool]
     """Tells whether polls show an open socket of an end."""
-    Found = Iterator[tuple[bytes, int, "Open"]]
+    Found = Iterator[tuple[bytes, "Open"]]
+    Roles = Iterator[tuple[bytes, int, "Open"]]
 
 ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSING, CLOSE_WAIT, LAST_ACK = (
     TcpState.ESTABLISHED,
@@ -56,8 +57,8 @@ RESET_BY_OTHER = frozenset({errno.ECONNRESET, errno.EPIPE})
 RESET_HERE = frozenset({errno.ECONNABORTED})
 """As by ss -K."""
 DEAD_OR_DONE = 0b11
-VALUE = struct.Struct("=QQqI")
-"""Both sockets, when it opened, and the number of what it has in common with others."""
+VALUE = struct.Struct("=QQqI?")
+"""Both sockets, when it opened, the number of what it shares with others, and whether it was reported."""
 KEY_LENGTHS = 2 * IPV4_LENGTH, 36
 MOST_OPEN = 2_000_000
 """Connections that are followed: memory is bounded. Those beyond are reported when they open, and counted."""
@@ -69,6 +70,8 @@ class Open(NamedTuple):
     sockets: tuple[int, int]
     time: int
     shared: int
+    reported: bool
+    """When it opened."""
     value: bytes
     """As it is kept."""
 
@@ -107,8 +110,8 @@ class Closings:
 
     @property
     def unreported(self) -> int:
-        """Connections that are reported when they close, and are open."""
-        return len(self) if self._report == "closed" else 0
+        """Connections that are open, and will be reported when they close only."""
+        return sum(not found.reported for _, found in self._list_open())
 
     @property
     def known(self) -> OpenKnown:
@@ -133,7 +136,8 @@ class Closings:
         for packed, text in zip(self._open, known.records):
             for key, value in packed.split(text):
                 found = unpack(value)
-                self._add(restore_connection(shared[found.shared], key, found.sockets, found.time))
+                connection = restore_connection(shared[found.shared], key, found.sockets, found.time)
+                self._add(connection, found.reported)
         for key, time, role, view in known.halves:
             self._halves.setdefault((key, time), {})[role] = View(*view)
         return known.report != "opened"
@@ -143,17 +147,22 @@ class Closings:
 
         Returns what the one before would have reported when it closes, and this one would not.
         """
-        before, self._report = self._report, self._wanted
+        self._report = self._wanted
         unreported = []
-        if before == "closed" and self._report != "closed":
-            for packed in self._open:
-                for key, value in packed.split(packed.text):
-                    found = unpack(value)
+        if self._report != "closed":
+            for key, found in self._list_open():
+                if not found.reported:
                     shared = self._shared.find(found.shared)
                     unreported.append(restore_connection(shared, key, found.sockets, found.time))
+                    self._of(key).change(key, found.value, pack(found._replace(reported=True)))
         if self._report == "opened":
             self._forget()
         return sorted(unreported, key=operator.attrgetter("time"))
+
+    def _list_open(self) -> Found:
+        for packed in self._open:
+            for key, value in packed.split(packed.text):
+                yield key, unpack(value)
 
     def _forget(self) -> None:
         self._open = [Packed(length, VALUE.size) for length in KEY_LENGTHS]
@@ -215,7 +224,7 @@ class Closings:
                     break
         followed = len(self) < MOST_OPEN
         if followed:
-            self._add(connection)
+            self._add(connection, reported=self._report == "both")
         self.not_followed += not followed
         if self._report == "both" or not followed:
             yield connection
@@ -230,20 +239,19 @@ class Closings:
             return new == found.sockets[role] or found.time < self._unsure_before
         return not any(found.sockets) and has_end(shared, role)
 
-    def _add(self, connection: Connection) -> None:
+    def _add(self, connection: Connection, reported: bool) -> None:
         key = connection.source + connection.destination
         sockets, time = connection[-2:], connection.time
         number = self._shared.take(strip(connection))
-        self._of(key).add(key, VALUE.pack(*sockets, time, number))
+        self._of(key).add(key, VALUE.pack(*sockets, time, number, reported))
 
     def _join(self, transition: Transition) -> None:
         """An end came after its connection was reported: the newest that lacks it."""
         for key, role, found in reversed(list(self._list_roles(*transition.end))):
             if not found.sockets[role]:
-                sockets = list(found.sockets)
-                sockets[role] = transition.skaddr
-                value = VALUE.pack(*sockets, found.time, found.shared)
-                self._of(key).change(key, found.value, value)
+                source, destination = found.sockets
+                sockets = (transition.skaddr, destination) if role == SOURCE else (source, transition.skaddr)
+                self._of(key).change(key, found.value, pack(found._replace(sockets=sockets)))
                 return
 
     def _close(self, transition: Transition, shows: Shows) -> list[Closed]:
@@ -287,7 +295,7 @@ class Closings:
         other = (source, destination) if role == SOURCE else (destination, source)
         return source != destination and shows(make(End, other))
 
-    def _list_roles(self, local: Endpoint, remote: Endpoint) -> Found:
+    def _list_roles(self, local: Endpoint, remote: Endpoint) -> Roles:
         """Connections of which this can be an end, and which."""
         for role, key in ((SOURCE, local + remote), (DESTINATION, remote + local)):
             for value in self._of(key).find(key):
@@ -298,8 +306,12 @@ class Closings:
 
 
 def unpack(value: bytes) -> Open:
-    source, destination, time, shared = VALUE.unpack(value)
-    return make(Open, ((source, destination), time, shared, value))
+    source, destination, time, shared, reported = VALUE.unpack(value)
+    return make(Open, ((source, destination), time, shared, reported, value))
+
+
+def pack(found: Open) -> bytes:
+    return VALUE.pack(*found.sockets, found.time, found.shared, found.reported)
 
 
 def split_key(key: bytes) -> tuple[Endpoint, Endpoint]:
@@ -395,7 +407,7 @@ def check(known: OpenKnown) -> None:
         packed = Packed(length, VALUE.size)
         if len(text) % (length + VALUE.size):
             raise ValueError(f"{len(text)} bytes of open connections")
-        if any(VALUE.unpack(value)[-1] not in shared for _, value in packed.split(text)):
+        if any(unpack(value).shared not in shared for _, value in packed.split(text)):
             raise ValueError("an open connection of no kind")
     for *_, view in known.halves:
         View(*view)

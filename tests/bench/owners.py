@@ -15,7 +15,8 @@ from typing import Any
 PROJECT = Path(__file__).parents[2]
 sys.path.insert(0, str(PROJECT))
 
-from tcpwatchd.kernel.instance import PROBES, TRACEPOINT, set_buffer_size, write_settings  # noqa: E402
+from tcpwatchd.connection import Connection  # noqa: E402
+from tcpwatchd.kernel.instance import CLOSE_SUFFIX, PROBES, TRACEPOINT, set_buffer_size, write_settings  # noqa: E402
 from tcpwatchd.kernel.pages import Decoder  # noqa: E402
 from tcpwatchd.kernel.probe import define, describe_probe, remove_probe  # noqa: E402
 from tcpwatchd.kernel.trace import Trace  # noqa: E402
@@ -35,8 +36,9 @@ def measure() -> dict[str, Any]:
     """Inside the machine."""
     from tests.system.inside import open_short, run, show, start
 
-    name, definition = describe_probe("bench")
+    name, definition, closing = describe_probe("bench")
     define(TRACING, name, definition)
+    define(TRACING, name + CLOSE_SUFFIX, closing)
     events = {NOTHING: None, PLAIN: TRACEPOINT, OWNED: f"{PROBES}/{name}"}
     kernel: dict[str, list[float]] = {named: [] for named in events}
     program: dict[str, list[float]] = {PLAIN: [], OWNED: []}
@@ -102,7 +104,8 @@ def follow(trace: Trace) -> float:
     transitions, lost = decoder.decode(drain)
     owners.follow(decoder.take_groups(), transitions, lost > 0)
     tracker.follow(transitions, lost > 0, lambda _end: 0)
-    found = [connection_opened(owners.name(new), 0) for new in tracker.release(FOREVER)]
+    new = [item for item in tracker.release(FOREVER) if isinstance(item, Connection)]
+    found = [connection_opened(owners.name(connection), 0) for connection in new]
     return (time.process_time() - began) / len(found) * 1e6
 
 

@@ -11,7 +11,7 @@ from tests.kept import CONNECTION
 from tests.state.test_recovery import Reader
 
 if TYPE_CHECKING:
-    from tcpwatchd.connection import Connection
+    from tcpwatchd.connection import Closed, Connection
     from tcpwatchd.output.event import Event
 
 LOST, OTHER = records_lost(7, 0), poll_failed("x", 0)
@@ -50,7 +50,7 @@ def test_what_was_written_is_dropped() -> None:
 
 
 def test_what_waited_is_written_first() -> None:
-    waited: list[Connection | Event] = [OTHER, CONNECTION, LOST, CONNECTION]
+    waited: list[Connection | Closed | Event] = [OTHER, CONNECTION, LOST, CONNECTION]
     assert split_written(waited, Written(0, 0, 0)) == (waited, (0, 0, 0))
     assert split_written(waited, Written(3, 1, 7)) == ([CONNECTION], (0, 0, 0))
     assert split_written(waited, Written(9, 6, 8)) == ([], (5, 4, 1))

@@ -23,9 +23,11 @@ from tests.table import write_counters
 from tests.tracking.test_histories import histories
 
 if TYPE_CHECKING:
+    from tcpwatchd.connection import Report
     from tcpwatchd.output.event import Event
 
 HELD = 0.06
+REPORTS: tuple[Report, ...] = ("opened", "closed", "both")
 Ends = tuple[tuple[str, str], tuple[str, str]]
 
 
@@ -61,13 +63,15 @@ class Reader:
 class Machine:
     """The model of a kernel, its trace in a pipe, and one process after another that watches it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, report: Report = "opened") -> None:
         for name in ("net", "trace", "run"):
             (folder / name).mkdir()
         write_counters(folder / "net")
         self._folder = folder
-        self.kernel = Kernel(folder / "net")
-        self._ring = Ring(folder / "trace")
+        self.report: Report = report
+        closing = report != "opened"
+        self.kernel = Kernel(folder / "net", closing=closing)
+        self._ring = Ring(folder / "trace", closing)
         self.reader = Reader()
         self.again = 0
         """Connections that can have been written twice."""
@@ -80,7 +84,12 @@ class Machine:
         self._trace = Trace(str(self._folder / "trace"))
         self._store = Store(str(self._folder / "run"))
         self.pipeline = Pipeline(
-            self.reader, self._store, self._trace, Owners(0), root=str(self._folder / "net")
+            self.reader,
+            self._store,
+            self._trace,
+            Owners(0),
+            root=str(self._folder / "net"),
+            report=self.report,
         )
         self.pipeline.resume()
         self._ring.count(read=True)
@@ -97,7 +106,7 @@ class Machine:
 
     def take(self, step: Step) -> None:
         name, which, what = step
-        if name in ("poll", "drain", "crash", "die", "slip", "restart", "stick"):
+        if name in ("poll", "drain", "crash", "die", "slip", "restart", "stick", "switch"):
             self._pass_records()
             getattr(self, f"_{name}")(which, what)
         else:
@@ -149,6 +158,14 @@ class Machine:
         assert self.pipeline.finish(lambda _totals: event.poll_recovered(1, 0), time.monotonic() + 0.01) == 0
         self.crash()
 
+    def _switch(self, which: int, what: int) -> None:
+        """To another way to report, by a restart or after a kill."""
+        self.report = REPORTS[which % 3]
+        if what:
+            self._restart(0, 0)
+        else:
+            self.crash()
+
     def run(self, steps: list[Step]) -> None:
         for step in steps:
             self.take(step)
@@ -177,14 +194,28 @@ class Machine:
                 written[(destination, source) if turned else (source, destination)] += 1
         return truth, written  # type: ignore[return-value]
 
+    def count_closed(self) -> tuple[Counter[Ends], Counter[Ends]]:
+        """What closed, and of what it was written."""
+        truth = Counter(
+            tuple((end[0], str(end[1])) for end in (link.client, link.server))
+            for link in self.kernel.links
+            if all(socket.closed_at for socket in link.sockets if socket.network)
+        )
+        written = Counter(
+            tuple((fields[f"{end}_IP"], fields[f"{end}_PORT"]) for end in ("SOURCE", "DESTINATION"))
+            for _, fields in self.reader.events
+            if fields["MESSAGE_ID"] == event.CONNECTION_CLOSED
+        )
+        return truth, written  # type: ignore[return-value]
+
     def count_lost(self) -> int:
         told = [fields for _, fields in self.reader.events if fields["MESSAGE_ID"] == event.RECORDS_LOST]
         return sum(int(fields["TCPWATCHD_RECORDS_LOST"]) for fields in told)
 
 
-def play(steps: list[Step]) -> Machine:
+def play(steps: list[Step], report: Report = "opened") -> Machine:
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine(Path(folder))
+        machine = Machine(Path(folder), report)
         machine.run(steps)
         return machine
 
@@ -258,3 +289,34 @@ def test_what_slips_between_reading_and_putting_aside_is_counted(steps: list[Ste
     assert not written - truth
     assert machine.count_lost() == machine.slipped
     assert sum((truth - written).values()) <= machine.slipped
+
+
+@FEWER
+@given(histories("drain", "crash", "restart", "stick"))
+def test_whenever_it_ends_each_connection_is_closed_once(steps: list[Step]) -> None:
+    machine = play(steps, "both")
+    (opened, written), (closed, written_closed) = machine.count(), machine.count_closed()
+    assert (written, written_closed) == (opened, closed)
+    assert machine.count_lost() == 0
+
+
+@FEWER
+@given(histories("drain", "die", "stick"))
+def test_killed_while_it_writes_what_closes_it_repeats_that_batch_at_most(steps: list[Step]) -> None:
+    machine = play(steps, "both")
+    (opened, written), (closed, written_closed) = machine.count(), machine.count_closed()
+    assert not opened - written
+    assert not closed - written_closed
+    assert sum((written - opened + written_closed - closed).values()) <= machine.again
+
+
+@FEWER
+@given(histories("drain", "crash", "restart", "stick", "switch"))
+def test_however_the_report_is_switched_none_is_left_out_or_told_twice(steps: list[Step]) -> None:
+    machine = play(steps, "closed")
+    (opened, written), (closed, written_closed) = machine.count(), machine.count_closed()
+    assert not written - opened
+    assert not written_closed - closed
+    assert not closed - written - written_closed
+    if machine.report != "closed":
+        assert not opened - written - written_closed

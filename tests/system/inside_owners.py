@@ -30,6 +30,21 @@ SERVERS = {
 BOTH, ACTIVATED = 7104, 7105
 """Ports of two services that share one (SO_REUSEPORT), and of a socket unit."""
 
+WRONG = (
+    "saddr_v6",
+    "daddr_v6_low",
+    "saddr",
+    "uid",
+    "cgroup",
+    "netns",
+    "error",
+    "flags",
+    "sent",
+    "sent_again",
+)
+WRONG += ("received", "received_until", "read_until")
+"""What a probe fetches."""
+
 
 def owners() -> dict[str, Any]:
     """500 clients, and a kill and a restart of the daemon while they come."""
@@ -168,12 +183,14 @@ def try_wrong_offsets() -> dict[str, str]:
     """What the proof says of probes that fetch from elsewhere than BTF says, and of the right one."""
     from tcpwatchd.kernel import probe, proof
 
-    name, right = probe.describe_probe("wrong")
+    name, *right = probe.describe_probe("wrong")
     said = {}
-    for number, field in enumerate(["", "saddr_v6", "daddr_v6_low", "saddr", "uid", "cgroup", "netns"]):
-        wrong = re.sub(rf"(?<= {field or 'none'}=\+)(\d+)", lambda found: str(int(found[1]) + 4), right)
+    for number, field in enumerate(["", *WRONG]):
+        pattern = rf"(?<= {field or 'none'}=\+)(\d+)"
+        wrong = [re.sub(pattern, lambda found: str(int(found[1]) + 4), definition) for definition in right]
         assert (wrong == right) == (not field)
-        probe.define("/sys/kernel/tracing", f"{name}{number}", wrong)
+        for suffix, definition in zip(("", "_close"), wrong):
+            probe.define("/sys/kernel/tracing", f"{name}{number}{suffix}", definition)
         try:
             proof.prove("/sys/kernel/tracing", f"{name}{number}")
             said[field] = "proved"

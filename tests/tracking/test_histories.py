@@ -85,7 +85,7 @@ class Traced:
 
     def _hear(self, items: Iterable[Connection | Transition], traced: bool = True) -> None:
         """Each has the owner of its sockets."""
-        found = []
+        found: list[Connection | Transition] = []
         for item in items:
             if isinstance(item, Connection):
                 if traced:
