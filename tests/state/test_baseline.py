@@ -52,5 +52,6 @@ def test_what_an_older_version_kept() -> None:
         handshakes={skaddr: (to, UNKNOWN) for skaddr, (to, _) in make_full().known.handshakes.items()},
         older_prints=frozenset(),
         polled_ahead={},
+        absent_since=(0, 0),
         reports=make_full().known.reports[:1],
     )
