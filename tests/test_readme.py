@@ -25,8 +25,8 @@ MAN_EXAMPLES = re.findall(r"^\.Dl # (.*)$", (PROJECT / "packaging/tcpwatchd.8").
 ENDLESS = {"journalctl -t tcpwatchd -f", "tcpwatchd --output json"}
 RUN = ("Install", "Install from the source", "Read", "Configure", "Upgrade and remove")
 """Sections whose commands are run in containers."""
-OWNERS = "Who"
-"""Run in a virtual machine (tests/system/test_machine.py), whose kernel tells of owners."""
+IN_MACHINES = ("Who", "How long, how much")
+"""Run in a virtual machine (tests/system/test_machine.py), whose kernel tells of owners and of bytes."""
 
 
 def read_blocks(section: str) -> list[list[str]]:
@@ -45,7 +45,7 @@ def test_each_shell_block_is_run() -> None:
     """`make run` by a test here, `make test` by whoever runs this."""
     others = README.split("\n## Install\n")[0] + README.split("\n## Flags\n")[1]
     assert re.findall(r"^```sh\n(.*?)\n```", others, re.MULTILINE) == ["make run", "make test"]
-    assert README.count("```sh\n") == 2 + sum(len(read_blocks(section)) for section in (*RUN, OWNERS))
+    assert README.count("```sh\n") == 2 + sum(len(read_blocks(section)) for section in (*RUN, *IN_MACHINES))
 
 
 def test_every_message_is_explained() -> None:
@@ -55,6 +55,7 @@ def test_every_message_is_explained() -> None:
         event.trace_unavailable("R", 0),
         event.records_lost(2, 0),
         event.trace_gap(0, 0),
+        event.closings_untold("both", 0),
         event.trace_changed("R", 0),
         event.trace_failed("R", 0),
         event.connections_missed(2, 2, 0),

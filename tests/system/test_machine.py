@@ -9,6 +9,7 @@ import pytest
 
 from tests.fill_journal import OFFERS
 from tests.system.inside import FEW, MANY, SHORT
+from tests.system.inside_closings import COUNT
 from tests.system.machine import run_inside
 from tests.system.packages import Workshop
 
@@ -105,6 +106,21 @@ def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
     }
     offsets = results["wrong offsets"]
     assert offsets.pop("") == "proved"
-    assert len(offsets) == 6
+    assert len(offsets) == 12
     assert all(said.startswith("the event probe does not tell what it should") for said in offsets.values())
+    assert all(found and "No entries" not in found for found in results["readme"].values())
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_how_each_connection_closed_is_told(suite: str, tmp_path: Path) -> None:
+    """Of a thousand, closed in every way: once, when, how, and how many bytes each end sent."""
+    results = run_inside(suite, "tests.system.inside_closings.closings", "", tmp_path)
+    print(results)
+    assert results["at first"] == {"made": 100, "opened": 100, "closed": 0}
+    assert results["connections"] == COUNT
+    assert results["faults"] == []
+    assert results["closed"] == {"made": 100, "opened": 0, "closed": 100}
+    assert results["gaps"] == 0
+    assert results["warnings"].replace("-- No entries --", "").strip() == ""
     assert all(found and "No entries" not in found for found in results["readme"].values())
