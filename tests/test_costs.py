@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
 import shutil
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd.connection import Drain, TcpState, Transition
+from tcpwatchd.connection import Drain, Endpoint, TcpState, Transition
 from tcpwatchd.kernel.instance import TRACEPOINT
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import BLOCK, Tables
 from tcpwatchd.kernel.trace import read_formats
+from tcpwatchd.tracking.closings import Closings
 from tcpwatchd.tracking.tracker import Tracker
 from tests.daemon import Daemon, with_proc
-from tests.kept import END
+from tests.kept import CONNECTION, END
 from tests.polls import find_new
 from tests.ring import FIXTURE, FULL, pack_transition, page
 from tests.table import endpoint4, endpoint6, row, write_counters, write_tables
@@ -136,6 +138,40 @@ def test_calls_of_a_transition() -> None:
         assert len(tracker.release(2**62)) == FULL
 
     assert count_calls(hear) / len(transitions) <= 18
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+@pytest.mark.parametrize("internal", [False, True])
+@pytest.mark.parametrize("number", [10_000, 50_000])
+def test_bytes_of_a_connection_that_is_followed_until_it_closes(
+    number: int, internal: bool, ipv6: bool
+) -> None:
+    closings = Closings("both")
+    unnamed = CONNECTION._replace(direction="internal" if internal else "ingress")
+    address = bytes(12 if ipv6 else 0)
+
+    def follow(first: int) -> None:
+        for i in range(first, first + 100):
+            source, destination = (Endpoint(address + text) for text in (i.to_bytes(6, "big"), bytes(6)))
+            opened = unnamed._replace(source=source, destination=destination, time=i, destination_socket=i)
+            closings.follow([opened._replace(source_socket=2 * i if internal else 0)], lambda _end: False)
+
+    tracemalloc.start()
+    try:
+        for first in range(0, number, 100):
+            follow(first)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(closings) == number
+    assert kept / number <= 120
+
+
+def test_nothing_is_followed_that_is_not_to_be_reported() -> None:
+    closings = Closings("opened")
+    assert closings.follow([CONNECTION], lambda _end: False) == [CONNECTION]
+    assert len(closings) == 0
 
 
 def count_system_calls(proc: Path, count: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tcpwatchd.config import make_parser
-from tcpwatchd.connection import Owner
+from tcpwatchd.connection import Closed, Owner
 from tcpwatchd.output import event
 from tests.daemon import Daemon, run_program
 from tests.kept import CONNECTION
@@ -59,6 +59,7 @@ def test_every_field() -> None:
     others.append(event.trace_used("", 1, True, None, 0))
     everything = Owner._make(range(len(Owner._fields)))
     connection = CONNECTION._replace(owner=everything, listener=everything)
+    others.append(event.connection_closed(Closed(connection, 9, "fin", "both", 1, 2, "trace"), 0, 0))
     fields = {name for made in (event.connection_opened(connection, 0), *others) for name in made.fields}
     named = re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bMESSAGE\b|\bPRIORITY\b", read_section("JOURNAL FIELDS"))
     assert set(named) == fields | set(stopped)

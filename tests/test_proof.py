@@ -159,12 +159,12 @@ def told(output: IO[bytes], message_id: str) -> list[dict[str, Any]]:
     return [fields for fields in read(output) if fields["MESSAGE_ID"] == message_id]
 
 
-def run_on(host: Namespace, output: IO[bytes], instance: str, runtime: Path) -> Daemon:
+def run_on(host: Namespace, output: IO[bytes], instance: str, runtime: Path, *flags: str) -> Daemon:
     """As the service does: with the instance bound where it is looked for, and not removed at the end."""
     bind = 'mount -t tmpfs none /run && mkdir /run/tcpwatchd-trace && mount --bind "$0" /run/tcpwatchd-trace'
     inside = ["unshare", "--mount", "sh", "-c", f'{bind} && exec "$@"', instance]
     started = count(output, event.WATCH_STARTED)
-    daemon = Daemon("--output", "json", "--interval", "2", "--trace", "require",
+    daemon = Daemon("--output", "json", "--interval", "2", "--trace", "require", *flags,
                     prefix=[*host.prefix, *inside], stdout=output,
                     env={**os.environ, "RUNTIME_DIRECTORY": str(runtime)})  # fmt: skip
     wait_until(lambda: count(output, event.WATCH_STARTED) > started, 10, "started")

@@ -345,16 +345,16 @@ def count(number: int, noun: str) -> str:
 def format_duration(nanoseconds: int) -> str:
     """To three digits, or two units."""
     seconds = nanoseconds / 1e9
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     named = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
     first = next(i for i, (number, _) in enumerate(named) if number)
-    return " ".join(f"{number} {unit}" for number, unit in named[first : first + 2])
+    return " ".join(f"{number} {unit}" for number, unit in named[first : first + 2] if number)
 
 
 def format_bytes(number: int) -> str:
@@ -363,7 +363,7 @@ def format_bytes(number: int) -> str:
     unit = "B"
     while size >= 999.5 and unit != "TB":
         size, unit = size / 1000, next(units)
-    return f"{number} B" if unit == "B" else f"{size:.3g} {unit}"
+    return f"{float(f'{size:.3g}'):g} {unit}"
 
 
 def format_utc(moment: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpwatchd.connection import NOBODY, Connection, Endpoint, Owner, TcpState
+from tcpwatchd.connection import NOBODY, Closed, Connection, Endpoint, Owner, TcpState
 from tcpwatchd.output import event
 from tcpwatchd.owners.text import make_printable
 
@@ -180,6 +180,77 @@ def test_hostile_names_forge_no_field_and_no_line(name: bytes) -> None:
 def test_in_words_a_name_imitates_nothing(name: str, words: str) -> None:
     assert event.describe_owner(Owner(1000, "alice", process=4242, name=name)) == words
     assert event.describe_owner(Owner(1000, name)) == words.replace("[4242], alice", "")
+
+
+CLOSED = Closed(OPENED, 12_345_678_901, "reset", "source", 4_200, 1_100_000, "trace")
+
+
+def test_a_connection_that_closed() -> None:
+    """What it was when it opened, and how it ended."""
+    opened = event.connection_opened(OPENED._replace(owner=WHOLE), MOMENT).fields
+    closed = event.connection_closed(
+        CLOSED._replace(connection=OPENED._replace(owner=WHOLE)), MOMENT, MOMENT + 12_345_678
+    )
+    assert closed.time == MOMENT + 12_345_678
+    assert closed.fields == {
+        **opened,
+        "MESSAGE": "Connection closed: 10.0.0.5:5973 -> 10.0.0.5:80",
+        "MESSAGE_ID": event.CONNECTION_CLOSED,
+        "EVENT_ACTION": "connection-closed",
+        "EVENT_END": "2021-04-28T13:28:17.469134Z",
+        "EVENT_DURATION": "12345678901",
+        "SOURCE_BYTES": "4200",
+        "DESTINATION_BYTES": "1100000",
+        "NETWORK_BYTES": "1104200",
+        "TCPWATCHD_CLOSED_BY": "reset",
+        "TCPWATCHD_CLOSED_FIRST": "source",
+        "TCPWATCHD_CLOSE_DETECTED_BY": "trace",
+    }
+
+
+def test_what_is_not_known_of_its_end_is_absent() -> None:
+    unknown = Closed(OPENED._replace(detected_by="startup"), 9, None, None, None, 7, "poll")
+    closed = event.connection_closed(unknown, MOMENT, MOMENT, with_owner=True).fields
+    opened = event.connection_opened(OPENED, MOMENT).fields
+    more = {"EVENT_END", "DESTINATION_BYTES", "TCPWATCHD_CLOSE_DETECTED_BY"}
+    assert closed.keys() - opened.keys() == more
+    assert closed["MESSAGE"] == "Connection closed: 10.0.0.5:5973 -> 10.0.0.5:80 (7 B received)"
+
+
+def test_its_sums_stand_behind_its_owner() -> None:
+    owned = CLOSED._replace(connection=OPENED._replace(owner=Owner(0, "root", name="curl")))
+    fields = event.connection_closed(owned, MOMENT, MOMENT, with_owner=True).fields
+    assert fields["MESSAGE"] == (
+        "Connection closed: 10.0.0.5:5973 -> 10.0.0.5:80 (curl, root) (12.3 s, 4.2 kB sent, 1.1 MB received)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "0 ms"),
+        (78_900, "0.0789 ms"),
+        (999_400_000, "999 ms"),
+        (1_000_000_000, "1 s"),
+        (59_999_000_000, "1 min"),
+        (60_000_000_000, "1 min"),
+        (125_400_000_000, "2 min 5 s"),
+        (3_600_000_000_000, "1 h"),
+        (3_600_000_000_000 * 25, "1 d 1 h"),
+        (86_400_000_000_000 * 400 + 61_000_000_000, "400 d"),
+    ],
+)
+def test_durations_for_people(nanoseconds: int, text: str) -> None:
+    assert event.format_duration(nanoseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (4_200, "4.2 kB"), (999_499, "999 kB"), (999_500, "1 MB"),
+     (50_000_000, "50 MB"), (10**12, "1 TB"), (10**16, "10000 TB")],
+)  # fmt: skip
+def test_bytes_for_people(number: int, text: str) -> None:
+    assert event.format_bytes(number) == text
 
 
 def test_what_it_says_itself_has_a_time_and_counts_in_good_english() -> None:
