@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 KERNEL = "linux-image-cloud-amd64,initramfs-tools,udev,kmod,util-linux"
 KERNEL += ",dbus,libpam-systemd,systemd-container,passwd"
-SCENARIO_TIMEOUT, TIMEOUT = 220, 300
-"""Seconds; after the first the machine still tells its journal, after the second it is switched off."""
+SCENARIO_TIMEOUT, TOLD_IN = 220, 80
+"""Seconds of a scenario, and for its machine to boot and to tell its journal, before it is switched off."""
 UNIT = """[Unit]
 After=multi-user.target
 [Service]
@@ -32,10 +32,21 @@ WantedBy=multi-user.target
 """
 
 
-def run_inside(suite: str, scenario: str, parameters: str, folder: Path, package: Path | None = None) -> Any:
-    """Boot, run a scenario, with its module, and return what it wrote; a package is put into /root."""
+def run_inside(
+    suite: str,
+    scenario: str,
+    parameters: str,
+    folder: Path,
+    package: Path | None = None,
+    more: str = "",
+    seconds: int = SCENARIO_TIMEOUT,
+) -> Any:
+    """Boot, run a scenario, with its module, and return what it wrote; a package is put into /root.
+
+    `more` are packages of Debian that it needs, each after a comma; `seconds` are those that it may take.
+    """
     image = folder / f"{scenario}.ext4"
-    layers = Layers(make_tree(suite, KERNEL))
+    layers = Layers(make_tree(suite, KERNEL + more))
     try:
         if package:
             shutil.copy(package, layers.root / "root")
@@ -44,11 +55,11 @@ def run_inside(suite: str, scenario: str, parameters: str, folder: Path, package
         shutil.copytree(PROJECT / "tests", layers.root / "src/tests")
         shutil.copy(PROJECT / "README.md", layers.root / "src")
         (layers.root / "etc/systemd/system/scenario.service").write_text(
-            UNIT.format(scenario=scenario, timeout=SCENARIO_TIMEOUT)
+            UNIT.format(scenario=scenario, timeout=seconds)
         )
         run("systemctl", "--root", layers.root, "enable", "--quiet", "scenario.service")
         run("mkfs.ext4", "-q", "-d", layers.root, image, "2G")
-        console = boot(layers.root, image, parameters)
+        console = boot(layers.root, image, parameters, seconds + TOLD_IN)
     finally:
         layers.remove()
     results = run("debugfs", "-R", "cat /results.json", image).stdout
@@ -58,7 +69,7 @@ def run_inside(suite: str, scenario: str, parameters: str, folder: Path, package
     return json.loads(results)
 
 
-def boot(root: Path, image: Path, parameters: str) -> str:
+def boot(root: Path, image: Path, parameters: str, timeout: int) -> str:
     """Until it powers off; what its console showed."""
     (kernel,), (initrd,) = (list((root / "boot").glob(f"{name}-*")) for name in ("vmlinuz", "initrd.img"))
     machine = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "2", "-m", "1024"]
@@ -70,7 +81,7 @@ def boot(root: Path, image: Path, parameters: str) -> str:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         try:
-            output, _ = process.communicate(timeout=TIMEOUT)
+            output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate()
