@@ -256,13 +256,15 @@ class Closings:
 
     def _close(self, transition: Transition, shows: Shows) -> list[Closed]:
         """None for a socket of a connection that is not known here."""
-        found = list(self._list_roles(*transition.end))
-        for key, role, one in found:
-            if one.sockets[role] == transition.skaddr:
-                return self._finish(key, role, one, judge(transition), shows)
+        local, remote = transition.end
+        for role, key in ((SOURCE, local + remote), (DESTINATION, remote + local)):
+            for value in self._of(key).find(key):
+                one = unpack(value)
+                if one.sockets[role] == transition.skaddr:
+                    return self._finish(key, role, one, judge(transition), shows)
         network = transition.closing.network if transition.closing else self._network
         elsewhere = network if network != self._network else None
-        for key, role, one in found:
+        for key, role, one in list(self._list_roles(local, remote)):
             shared = self._shared.find(one.shared)
             unheard = not one.sockets[role] and one.time <= transition.time and has_end(shared, role)
             if unheard and find_network(shared, role) == elsewhere:
@@ -328,14 +330,9 @@ def strip(connection: Connection) -> Connection:
 
 
 def restore_connection(shared: Connection, key: bytes, sockets: tuple[int, int], time: int) -> Connection:
-    source, destination = split_key(key)
-    return shared._replace(
-        source=source,
-        destination=destination,
-        time=time,
-        source_socket=sockets[SOURCE],
-        destination_socket=sockets[DESTINATION],
-    )
+    _, _, direction, state, detected_by, _, guessed, *_, owner, listener, _, _ = shared
+    fields = *split_key(key), direction, state, detected_by, time, guessed, None, None, None
+    return make(Connection, (*fields, owner, listener, *sockets))
 
 
 def has_end(connection: Connection, role: int) -> bool:
@@ -376,12 +373,9 @@ def judge(transition: Transition) -> View:
 def describe(connection: Connection, views: dict[int, View]) -> Closed:
     """What the ends that are here tell together."""
     by: Any = max((view.by for view in views.values()), key=SEVERITY.index)
-    first = None
-    for role, view in sorted(views.items(), key=lambda item: item[1].time, reverse=True):
-        if view.first:
-            first = "both" if view.first == BOTH else NAMES[role if view.first == HERE else 1 - role]
-    source, destination = views.get(SOURCE), views.get(DESTINATION)
-    last = max(views.values(), key=lambda view: view.time)
+    roles = sorted(views, key=lambda role: views[role].time)
+    first = next((name_first(role, views[role]) for role in roles if views[role].first), None)
+    source, destination, last = views.get(SOURCE), views.get(DESTINATION), views[roles[-1]]
     return Closed(
         connection,
         last.time,
@@ -391,6 +385,11 @@ def describe(connection: Connection, views: dict[int, View]) -> Closed:
         find_bytes(destination, source),
         "trace" if last.traced else "poll",
     )
+
+
+def name_first(role: int, view: View) -> str:
+    """Which end closed first, as the end of this role has it."""
+    return BOTH if view.first == BOTH else NAMES[role if view.first == HERE else 1 - role]
 
 
 def find_bytes(sender: View | None, receiver: View | None) -> int | None:

@@ -34,33 +34,37 @@ class Packed:
 
     def find(self, key: bytes) -> list[bytes]:
         """The values of a key."""
+        found: list[bytes] = []
         if not self._buckets:
-            return []
+            return found
         bucket = self._buckets[hash(key) % BUCKETS]
-        return [bucket[at + self._key : at + self._size] for at in self._find_places(bucket, key)]
+        at = self._find_place(bucket, key, 0)
+        while at >= 0:
+            found.append(bucket[at + self._key : at + self._size])
+            at = self._find_place(bucket, key, at + self._size)
+        return found
 
     def remove(self, key: bytes, value: bytes) -> None:
-        """Raises StopIteration if it is not there."""
+        """One that is there."""
         self._replace(key, value, b"")
         self._count -= 1
 
     def change(self, key: bytes, before: bytes, value: bytes) -> None:
-        """Raises StopIteration if it is not there."""
+        """One that is there."""
         self._replace(key, before, key + value)
 
     def _replace(self, key: bytes, value: bytes, record: bytes) -> None:
         number = hash(key) % BUCKETS
         bucket = self._buckets[number]
-        at = next(self._find_places(bucket, key + value))
+        at = self._find_place(bucket, key + value, 0)
         self._buckets[number] = bucket[:at] + record + bucket[at + self._size :]
 
-    def _find_places(self, bucket: bytes, text: bytes) -> Iterator[int]:
-        """Where a record begins with a text: what is found elsewhere is parts of others."""
-        at = bucket.find(text)
-        while at >= 0:
-            if at % self._size == 0:
-                yield at
+    def _find_place(self, bucket: bytes, text: bytes, start: int) -> int:
+        """Where a record begins with a text, from there on, or -1. Found elsewhere it is parts of others."""
+        at = bucket.find(text, start)
+        while at > 0 and at % self._size:
             at = bucket.find(text, at + 1)
+        return at
 
     def split(self, text: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values, of records in a row."""

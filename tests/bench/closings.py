@@ -26,7 +26,7 @@ TCPLIFE = "tcplife"
 SETTLES = 60.0
 """Seconds until a program that compiles in an emulated machine runs."""
 PACKAGES = ",bpfcc-tools,linux-headers-cloud-amd64"
-WATCHER = ["python3", "-m", "tcpwatchd", "--output", "text", "--interval", "60", "--report"]
+WATCHER = ["tcpwatchd", "--output", "text", "--interval", "60", "--report"]
 
 
 def measure() -> dict[str, Any]:
@@ -42,7 +42,7 @@ def measure() -> dict[str, Any]:
 
 
 def measure_beside(command: list[str]) -> tuple[float, float]:
-    environment = {**os.environ, "PYTHONPATH": "/src", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (
         tempfile.TemporaryFile() as output,
         subprocess.Popen(command, stdout=output, stderr=output, env=environment) as program,
@@ -55,6 +55,7 @@ def measure_beside(command: list[str]) -> tuple[float, float]:
         traffic = open_and_reset()
         time.sleep(2)
         used = (read_cpu(program.pid) - before) / CONNECTIONS * 1e6
+        assert program.poll() is None, "it ended"
         program.send_signal(signal.SIGINT)
     return traffic, used
 
