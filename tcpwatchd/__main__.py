@@ -110,8 +110,8 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
     report = settings.report if not trace or trace.tells_closing else "opened"
     message_owner, feed_watchdog = settings.message_owner, notifier.feed_watchdog
     pipeline = Pipeline(sink, store, trace, owners, message_owner, feed_watchdog, report=report)
-    if report != settings.report:
-        pipeline.report(closings_untold(settings.report, now()))
+    if trace and trace.tells_closing != (settings.report != "opened"):
+        pipeline.report(closings_untold(trace.tells_closing, now()))
     watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason)
     try:
         watch.run_once() if settings.once else watch.run()

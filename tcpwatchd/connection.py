@@ -206,7 +206,9 @@ class Closing(NamedTuple):
     flags: int
     """As in `enum sock_flags` (include/net/sock.h): bit 0, no process has it; bit 1, the other's FIN came."""
     sent: int
-    """Each byte once, however often it was sent again."""
+    """Each byte once, however often it was sent again; but what was dropped here before it left, twice."""
+    numbered: int
+    """Each byte once; but of an end that opened the connection its SYN too."""
     received: int
     unread: int
     """Of what was received, what no process has read."""

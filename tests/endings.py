@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -34,6 +35,7 @@ NEW_NETWORK = 0x40000000
 CLOSED = 7
 """TCP_CLOSE, as TCP_INFO has it."""
 RESET = struct.pack("ii", 1, 0)
+NARROW = "tbf rate 400mbit burst 200kb limit 100kb"
 OUTSIDE, INSIDE = "10.99.0.1", "10.99.0.2"
 PLAIN, CROSSING, SILENT = 80, 81, 82
 """Ports of the remote: one that answers, one whose FIN crosses ours, one that is gone after the handshake."""
@@ -41,8 +43,12 @@ FIRST_PORT = 30000
 WORKERS = 6
 SIZES = (0, 0, 1, 100, 1448, 10_000, 65_536, 300_000)
 LARGE = 50_000_000
+BURST = 1_000_000
+"""More than fits through the narrow way to the box at once."""
 SEGMENT = 1000
 PATIENCE = 60.0
+OFFSET = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.time_ns()
+"""What CLOCK_BOOTTIME is ahead of the time of day, in nanoseconds."""
 MILLISECOND = 1_000_000
 FORKING = threading.Lock()
 """A process that is just made has all descriptors for a moment: what is closed then is not closed."""
@@ -372,6 +378,8 @@ def make_box() -> int:
         [*inside, "ip", "address", "add", f"{INSIDE}/24", "dev", "way1"],
         [*inside, "ip", "link", "set", "way1", "up"],
         [*inside, "ip", "link", "set", "lo", "up"],
+        # What is too much for it is dropped before it leaves: it is sent again, and is no retransmission.
+        ["tc", "qdisc", "add", "dev", "way0", "root", *NARROW.split()],
     ):
         subprocess.run(command, check=True)
     return os.open(f"/proc/{child}/ns/net", os.O_RDONLY)
@@ -394,6 +402,8 @@ def main(count: int, seed: int) -> None:
     for number in range(count - 2 * far):
         way, place = rng.choice(list(WAYS)), rng.choice(places)
         size = [LARGE if number % 300 == 7 else rng.choice(SIZES) for _ in range(2)]
+        if place.network and number % 3:
+            size[0] = BURST
         amounts, pause = (
             Amounts(size[0], max(1, min(size[1], 10_000)) if way == "unread" else size[1]),
             (rng.choice((0, 0, 0.001, 0.02, 0.1, 1))),
@@ -433,6 +443,12 @@ def compare(truths: list[dict[str, Any]], events: list[dict[str, Any]], counted:
     return faults
 
 
+def parse(text: str) -> int:
+    """Microseconds since the epoch."""
+    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
+    return round(moment.timestamp() * 1e6)
+
+
 def list_faults(
     truth: dict[str, Any], opened: dict[str, Any], closed: dict[str, Any], counted: bool
 ) -> list[str]:
@@ -449,6 +465,11 @@ def list_faults(
         faults.append(f"{duration} is not from {closing - after} to {gone - before}")
     if closed["TCPWATCHD_CLOSE_DETECTED_BY"] != "trace":
         faults.append("not by the trace")
+    start, end = (parse(closed[name]) * 1000 + OFFSET for name in ("EVENT_START", "EVENT_END"))
+    if not (before - MILLISECOND <= start <= after + MILLISECOND):
+        faults.append("EVENT_START is not when it opened")
+    if not (closing - MILLISECOND <= end <= gone + MILLISECOND):
+        faults.append("EVENT_END is not when it closed")
     kept = [
         name for name in opened if name not in ("MESSAGE", "MESSAGE_ID", "EVENT_ACTION") and name[0] != "_"
     ]

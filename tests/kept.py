@@ -34,7 +34,7 @@ OWNER = Owner(1000, "alice", "user@1000.service", "a.service", "box", 4242, None
 
 
 CLOSING = Transition(
-    9, 3, TcpState.ESTABLISHED, TcpState.CLOSE, END, 0, closing=Closing(4026531840, 104, 3, 5, 6, 7)
+    9, 3, TcpState.ESTABLISHED, TcpState.CLOSE, END, 0, closing=Closing(4026531840, 104, 3, 5, 6, 7, 8)
 )
 
 

@@ -283,7 +283,7 @@ class Kernel:
         known = KernelSocket(socket.user, 0, socket.network) if self._owned else None
         peer, done = self._peer(socket), None
         if closes and self._owned:
-            done = Closing(socket.network, 0, 3, socket.user, peer.user, 0)
+            done = Closing(socket.network, 0, 3, socket.user, socket.user, peer.user, 0)
         self.records.append(Transition(self.clock, id(socket), old, new, end, 1, None, known, done))
 
     def drain(self, left: int = 0) -> list[Transition]:

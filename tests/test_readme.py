@@ -55,7 +55,7 @@ def test_every_message_is_explained() -> None:
         event.trace_unavailable("R", 0),
         event.records_lost(2, 0),
         event.trace_gap(0, 0),
-        event.closings_untold("both", 0),
+        event.closings_untold(True, 0),
         event.trace_changed("R", 0),
         event.trace_failed("R", 0),
         event.connections_missed(2, 2, 0),

@@ -39,7 +39,7 @@ A server's Fast Open child that exchanged data in SYN_RECV may go on to FIN_WAIT
 ever being ESTABLISHED. From SYN_RECV to CLOSE goes such a child that is reset, and any handshake that fails:
 a plain tracepoint does not tell them apart, and neither is a connection here.
 """
-FILTER_WITH_CLOSING = f"{FILTER.removesuffix(')')}|| {CLOSING})"
+FILTER_WITH_CLOSING = f"{FILTER.removesuffix(')')} || {CLOSING})"
 """Of the tracepoint, where it tells of connections that close too."""
 BUFFER_KB = 512
 """What the buffer of a CPU takes by default."""
@@ -120,10 +120,16 @@ def is_probe(event: str) -> bool:
     return event.startswith(f"{PROBES}/")
 
 
+def can_tell_closing(path: str, event: str) -> bool:
+    return not is_probe(event) or os.path.isdir(os.path.join(path, event + CLOSE_SUFFIX))
+
+
 def tells_closing(path: str, event: str) -> bool:
     """Whether an instance that has this event records when connections close. Raises OSError."""
     if is_probe(event):
-        return read_file(path, f"{event}{CLOSE_SUFFIX}/enable").startswith("1")
+        with contextlib.suppress(FileNotFoundError):
+            return read_file(path, f"{event}{CLOSE_SUFFIX}/enable").startswith("1")
+        return False
     return read_file(path, f"{event}/filter") == FILTER_WITH_CLOSING
 
 
@@ -134,10 +140,11 @@ def list_settings(event: str, closing: bool = False) -> dict[str, str]:
     """
     settings = {**SETTINGS}
     if is_probe(event):
-        close = f"{event}{CLOSE_SUFFIX}"
-        settings |= {f"{event}/filter": "none", f"{close}/filter": "none"}
+        settings[f"{event}/filter"] = "none"
         settings |= {f"{GROUPS}/filter": "root==0", f"{GROUPS}/enable": "1"}
-        settings[f"{close}/enable"] = "1" if closing else "0"
+        if closing:
+            close = f"{event}{CLOSE_SUFFIX}"
+            settings |= {f"{close}/filter": "none", f"{close}/enable": "1"}
     else:
         settings[f"{event}/filter"] = FILTER_WITH_CLOSING if closing else FILTER
     settings[f"{event}/enable"] = "1"
@@ -159,6 +166,8 @@ def write_settings(path: str, event: str, closing: bool = False) -> None:
     for file, value in list_settings(event, closing).items():
         if not is_set(path, file, value):
             write_file(path, file, format_value(path, value))
+    if not closing and is_probe(event) and tells_closing(path, event):
+        write_file(path, f"{event}{CLOSE_SUFFIX}/enable", "0")
 
 
 def format_value(path: str, value: str) -> str:
@@ -204,7 +213,8 @@ def open_to_all(path: str) -> None:
     """Let any user who gets to the instance read what a reader needs, and nothing else."""
     event = find_event(path)
     files = [f"per_cpu/cpu{n}/{file}" for n in list_cpus(path) for file in CPU_FILES]
-    for file in (*list_settings(event), *READ_FILES, *list_formats(event), *files):
+    closing = is_probe(event)
+    for file in (*list_settings(event, closing), *READ_FILES, *list_formats(event), *files):
         parts = file.split("/")
         with contextlib.suppress(FileNotFoundError):  # an older kernel
             allow(os.path.join(path, file), stat.S_IROTH)

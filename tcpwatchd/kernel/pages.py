@@ -69,6 +69,10 @@ CLOSING_FIELDS = (
     "flags",
     "sent",
     "sent_again",
+    "acknowledged",
+    "acknowledged_until",
+    "sent_until",
+    "written_until",
     "received",
     "received_until",
     "read_until",
@@ -81,7 +85,8 @@ CODES = {1: ("B",), 2: ("H",), 4: ("i",), 8: ("Q",), 16: ("12s", "4s")}
 """Of a field of so many bytes. An address is in two parts: the first tells whether it is IPv4-mapped."""
 UNSIGNED: dict[str, tuple[str, ...]] = {
     "saddr": ("4s",),
-    **dict.fromkeys(("uid", "netns", "comm", "received_until", "read_until"), ("I",)),
+    **dict.fromkeys(("uid", "netns", "comm", "acknowledged_until", "sent_until"), ("I",)),
+    **dict.fromkeys(("written_until", "received_until", "read_until"), ("I",)),
 }
 """Other codes than those of their size."""
 STATES = {state.value: state for state in TcpState}
@@ -94,6 +99,7 @@ NOWHERE = End(Endpoint(), Endpoint())
 """Stands for the end of a socket that closes and had no connection: nobody asks for it."""
 FIN_CAME = 2
 """A flag of a socket (SOCK_DONE, include/net/sock.h): a FIN is counted like a byte that was received."""
+FIN_WRITTEN = frozenset({TcpState.FIN_WAIT1, TcpState.FIN_WAIT2, TcpState.CLOSING, TcpState.LAST_ACK})
 NUMBERS = 0xFFFFFFFF
 """Numbers of bytes in a connection begin again from 0 after this."""
 GROUP_FIELDS = ("root", "id", "path")
@@ -426,7 +432,8 @@ def decode_closing(data: bytes, when: int, place: int, layout: CloseLayout) -> T
     fields = layout.entry.unpack_from(data, place)
     (
         _, _, _, skaddr, old, new, sport, dport, local_head, local, remote_head, remote,
-        network, error, flags, sent, sent_again, received, received_until, read_until,
+        network, error, flags, sent, sent_again, acknowledged, acknowledged_until, sent_until,
+        written_until, received, received_until, read_until,
     ) = layout.pick(fields) if layout.pick else fields  # fmt: skip
     local += sport.to_bytes(2, "big")
     remote += dport.to_bytes(2, "big")
@@ -437,10 +444,11 @@ def decode_closing(data: bytes, when: int, place: int, layout: CloseLayout) -> T
     end = make(End, (Endpoint(local), Endpoint(remote)))
     fin = 1 if flags & FIN_CAME and received else 0
     unread = min(received, received_until - read_until & NUMBERS)
-    closing = make(
-        Closing,
-        (network, error, flags, max(0, sent - sent_again), received - fin, max(0, unread - fin)),
-    )
+    # A FIN is the last that is written, and counted like a byte when it is sent.
+    our_fin = 1 if old in FIN_WRITTEN and sent_until == written_until else 0
+    numbered = acknowledged + (sent_until - acknowledged_until & NUMBERS) - our_fin
+    counts = max(0, sent - sent_again), max(0, numbered), received - fin, max(0, unread - fin)
+    closing = make(Closing, (network, error, flags, *counts))
     return make(Transition, (when, skaddr, STATES[old], STATES[new], end, 0, None, None, closing))
 
 

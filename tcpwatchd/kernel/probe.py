@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import re
+import struct
 from binascii import crc32
 
 from tcpwatchd.failure import Failure, describe
@@ -35,7 +36,7 @@ class ProbeError(Failure):
 def describe_probe(instance: str) -> tuple[str, str, str]:
     """The name and the definition of the probe of an instance, and the definition of the one for what closes.
 
-    Raises ProbeError.
+    That is empty where the kernel does not have what it fetches. Raises ProbeError.
     """
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if release is None or tuple(map(int, release.groups())) < OLDEST:
@@ -43,14 +44,17 @@ def describe_probe(instance: str) -> tuple[str, str, str]:
     try:
         with open(TYPES, "rb") as file:
             types = Types(file.read(MOST_BYTES))
-        opening, closing = list_fetched(types), list_fetched_closing(types)
+        opening, closing = list_fetched(types), list[str]()
+        with contextlib.suppress(ValueError):
+            closing = list_fetched_closing(types)
     except FileNotFoundError as error:
         raise ProbeError(f"this kernel has no {TYPES}") from error
     except (OSError, ValueError) as error:
         raise ProbeError(f"{TYPES}: {describe(error)}") from error
     first = f"sock/inet_sock_set_state {' '.join(opening)} if {FILTER}"
     second = f"sock/inet_sock_set_state {' '.join(closing)} if protocol==6 && {CLOSING}"
-    return f"{begin_name(instance)}{crc32((first + second).encode()):08x}", first, second
+    name = f"{begin_name(instance)}{crc32((first + second).encode()):08x}"
+    return name, first, second if closing else ""
 
 
 def begin_name(instance: str) -> str:
@@ -80,9 +84,13 @@ def list_fetched_closing(types: Types) -> list[str]:
     return [
         *list_fetched_always(types),
         f"error=+{find('sock.sk_err')}($skaddr):s32",
-        f"flags=+{find('sock.__sk_common.skc_flags')}($skaddr):u64",
+        f"flags=+{find('sock.__sk_common.skc_flags')}($skaddr):u{8 * struct.calcsize('P')}",
         f"sent=+{find('tcp_sock.bytes_sent')}($skaddr):u64",
         f"sent_again=+{find('tcp_sock.bytes_retrans')}($skaddr):u64",
+        f"acknowledged=+{find('tcp_sock.bytes_acked')}($skaddr):u64",
+        f"acknowledged_until=+{find('tcp_sock.snd_una')}($skaddr):u32",
+        f"sent_until=+{find('tcp_sock.snd_nxt')}($skaddr):u32",
+        f"written_until=+{find('tcp_sock.write_seq')}($skaddr):u32",
         f"received=+{find('tcp_sock.bytes_received')}($skaddr):u64",
         f"received_until=+{find('tcp_sock.rcv_nxt')}($skaddr):u32",
         f"read_until=+{find('tcp_sock.copied_seq')}($skaddr):u32",
@@ -130,10 +138,16 @@ def remove_probes(tracing: str, instance: str, but: str = "") -> None:
 
 
 def remove_probe(tracing: str, name: str) -> None:
-    """And the one for what closes."""
-    for each in (name, name + CLOSE_SUFFIX):
-        with contextlib.suppress(OSError):  # it is on in another instance, or was removed just now
-            append(tracing, f"-:{GROUP_NAME}/{each}")
+    """And the one for what closes, unless an instance has the first one on: it has the second, on or off."""
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):  # it was removed before
+            append(tracing, f"-:{GROUP_NAME}/{name}")
+        remove_closing_probe(tracing, name)
+
+
+def remove_closing_probe(tracing: str, name: str) -> None:
+    with contextlib.suppress(OSError):  # there is none
+        append(tracing, f"-:{GROUP_NAME}/{name}{CLOSE_SUFFIX}")
 
 
 def list_probes(tracing: str) -> list[str]:

@@ -13,6 +13,7 @@ from tcpwatchd.kernel.instance import (
     PROBES,
     TRACEPOINT,
     TraceError,
+    can_tell_closing,
     check,
     explain,
     find_event,
@@ -30,6 +31,7 @@ from tcpwatchd.kernel.probe import (
     define,
     describe_probe,
     list_probes,
+    remove_closing_probe,
     remove_probe,
     remove_probes,
 )
@@ -37,9 +39,7 @@ from tcpwatchd.kernel.proof import PROOF_INSTANCE, prove
 
 OWN_INSTANCE = "tcpwatchd-"
 """What begins the name of an instance that a process makes for itself; its PID follows."""
-OF_PROCESS = re.compile(
-    f"{OWN_INSTANCE}([0-9]+)|{PROOF_INSTANCE}([0-9]+)|tcpwatchd_([0-9]+)_[0-9a-f]{{8}}(?:_close)?"
-)
+OF_PROCESS = re.compile(f"{OWN_INSTANCE}([0-9]+)|{PROOF_INSTANCE}([0-9]+)|tcpwatchd_([0-9]+)_[0-9a-f]{{8}}")
 """Names of instances and probes that are of one process, with its PID."""
 
 
@@ -56,9 +56,9 @@ class SetUp(NamedTuple):
 def set_up(name: str, buffer_kb: int | None, closing: bool = False) -> SetUp:
     """Make an instance, or repair one that stands. Raises TraceError.
 
-    `closing`: it records when connections close, too; that can be changed while it stands. `buffer_kb` is for
-    one CPU; without it buffers that stand keep their size. An instance that was made and cannot be set up is
-    removed.
+    `closing`: it records when connections close, too, if it can; that can be changed while it stands.
+    `buffer_kb` is for one CPU; without it buffers that stand keep their size. An instance that was made and
+    cannot be set up is removed.
     """
     tracing = find_tracing()
     if not os.path.isdir(f"{tracing}/instances"):
@@ -82,7 +82,7 @@ def set_up(name: str, buffer_kb: int | None, closing: bool = False) -> SetUp:
             made = True
         held = lock(path)
         try:
-            write_settings(path, event, closing)
+            write_settings(path, event, closing and can_tell_closing(path, event))
             if made or buffer_kb is not None:
                 set_buffer_size(path, BUFFER_KB if buffer_kb is None else buffer_kb)
         finally:
@@ -103,18 +103,27 @@ def choose_event(tracing: str, instance: str) -> tuple[str, str | None]:
     try:
         probe, definition, closing = describe_probe(instance)
         event = f"{PROBES}/{probe}"
-        if standing != event:
-            try:
-                define(tracing, probe, definition)
-                define(tracing, probe + CLOSE_SUFFIX, closing)
-                prove(tracing, probe)
-            except ProbeError:
-                remove_probe(tracing, probe)
-                raise
+        if standing != event or not os.path.isdir(f"{tracing}/{event}{CLOSE_SUFFIX}"):
+            define_proved(tracing, probe, definition, closing)
     except ProbeError as error:
         # One that is in use was proved; what it was made from may not be readable at the moment.
         return (standing, None) if standing and is_probe(standing) else (TRACEPOINT, str(error))
     return event, None
+
+
+def define_proved(tracing: str, probe: str, definition: str, closing: str) -> None:
+    """Without the one for what closes, if only that does not tell what it should. Raises ProbeError."""
+    try:
+        define(tracing, probe, definition)
+        try:
+            define(tracing, probe + CLOSE_SUFFIX, closing)
+            prove(tracing, probe, closing=True)
+        except ProbeError:
+            remove_closing_probe(tracing, probe)
+            prove(tracing, probe, closing=False)
+    except ProbeError:
+        remove_probe(tracing, probe)
+        raise
 
 
 def find_standing_event(path: str) -> str | None:

@@ -304,6 +304,6 @@ def read_formats(path: str, event: str) -> Formats:
     for name in others:
         try:
             texts.append(read_file(path, name))
-        except FileNotFoundError:  # a kernel without control groups
+        except FileNotFoundError:  # a kernel without control groups, or without what closes
             texts.append("")
     return Formats(*head, *texts)

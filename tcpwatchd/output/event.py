@@ -213,7 +213,7 @@ def trace_used(
 ) -> Event:
     """`buffer_kb` is for one CPU, None where they differ; `no_owners`: why owners are not told, if known."""
     size = f"{buffer_kb} KiB a CPU" if buffer_kb else "buffers of several sizes"
-    message = f"The kernel's trace is in use: every connection is reported when it opens ({path}, {size})"
+    message = f"The kernel's trace is in use: every connection is reported ({path}, {size})"
     if not tells_owners:
         message += "; who owns it is only known of a process that can still be found"
     if no_owners:
@@ -285,9 +285,13 @@ def owners_recovered(now: int) -> Event:
     return _own(now, OWNERS_RECOVERED, NOTICE, "Who owns connections is found again")
 
 
-def closings_untold(report: str, now: int) -> Event:
-    """`report` is what was asked for."""
-    reason = f"--report {report}: the kernel's trace was not set up for it (REPORT= of tcpwatchd.service is)"
+def closings_untold(trace_tells: bool, now: int) -> Event:
+    """`trace_tells`: whether the trace is set up for it, and only the flag is missing."""
+    reason = (
+        "--report is not among the flags"
+        if trace_tells
+        else "the kernel's trace was not set up for it, by REPORT= of tcpwatchd.service"
+    )
     message = f"Connections are reported when they open, and not when they close: {reason}"
     return _own(now, CLOSINGS_UNTOLD, WARNING, message, ERROR_MESSAGE=reason)
 

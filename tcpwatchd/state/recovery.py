@@ -93,6 +93,9 @@ class Recovery:
             kept = None
         if kept:
             resumed = self._restore(*kept)
+        if not kept or kept[0].open.report == "opened":
+            # Records of what opened before now may be followed, and those of its end were not made.
+            self._stages.closings.note_loss(boot_ns())
         self.save()
         return resumed
 

@@ -27,7 +27,7 @@ from tcpwatchd.tracking.packed import Packed, Shared
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from tcpwatchd.connection import Gone, Report, Transition
+    from tcpwatchd.connection import Closing, Gone, Report, Transition
 
     Shows = Callable[[End], bool]
     """Tells whether polls show an open socket of an end."""
@@ -71,7 +71,7 @@ class Open(NamedTuple):
     time: int
     shared: int
     reported: bool
-    """When it opened."""
+    """Whether it was, when it opened."""
     value: bytes
     """As it is kept."""
 
@@ -261,14 +261,14 @@ class Closings:
             for value in self._of(key).find(key):
                 one = unpack(value)
                 if one.sockets[role] == transition.skaddr:
-                    return self._finish(key, role, one, judge(transition), shows)
+                    return self._finish(key, role, one, judge(transition, role), shows)
         network = transition.closing.network if transition.closing else self._network
         elsewhere = network if network != self._network else None
         for key, role, one in list(self._list_roles(local, remote)):
             shared = self._shared.find(one.shared)
             unheard = not one.sockets[role] and one.time <= transition.time and has_end(shared, role)
             if unheard and find_network(shared, role) == elsewhere:
-                return self._finish(key, role, one, judge(transition), shows)
+                return self._finish(key, role, one, judge(transition, role), shows)
         return []
 
     def _finish(
@@ -349,7 +349,7 @@ def find_network(connection: Connection, role: int) -> int | None:
     return (connection.listener if second else connection.owner).network
 
 
-def judge(transition: Transition) -> View:
+def judge(transition: Transition, role: int) -> View:
     """What the record of a socket that enters CLOSE tells of its connection."""
     when, old, closing = transition.time, transition.old, transition.closing
     first = FIRST.get(old)
@@ -367,7 +367,14 @@ def judge(transition: Transition) -> View:
     else:
         # A program closed it before it had read all, or asked for a reset: what it did not read is dropped.
         by, first, received = "reset", first or HERE, received - closing.unread
-    return View(when, by, first, closing.sent, received, traced=True)
+    return View(when, by, first, count_sent(closing, role), received, traced=True)
+
+
+def count_sent(closing: Closing, role: int) -> int:
+    """Bytes of payload. What both counts can mean is that; else one was dropped here, and counted twice."""
+    if 0 <= closing.numbered - closing.sent <= 1:
+        return closing.sent
+    return max(0, closing.numbered - (role == SOURCE))
 
 
 def describe(connection: Connection, views: dict[int, View]) -> Closed:

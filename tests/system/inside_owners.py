@@ -31,7 +31,8 @@ BOTH, ACTIVATED = 7104, 7105
 """Ports of two services that share one (SO_REUSEPORT), and of a socket unit."""
 
 FETCHED = ("saddr_v6", "daddr_v6_low", "saddr", "uid", "cgroup", "netns")
-COUNTED = ("error", "flags", "sent", "received", "received_until", "read_until")
+COUNTED = ("error", "flags", "sent", "acknowledged", "acknowledged_until", "sent_until", "written_until")
+RECEIVED = ("received", "received_until", "read_until")
 """What probes fetch, but for what connections over loopback have none of: bytes that are sent again."""
 
 
@@ -174,14 +175,14 @@ def try_wrong_offsets() -> dict[str, str]:
 
     name, *right = probe.describe_probe("wrong")
     said = {}
-    for number, field in enumerate(["", *FETCHED, *COUNTED]):
+    for number, field in enumerate(["", *FETCHED, *COUNTED, *RECEIVED]):
         pattern = rf"(?<= {field or 'none'}=\+)(\d+)"
         wrong = [re.sub(pattern, lambda found: str(int(found[1]) + 4), definition) for definition in right]
         assert (wrong == right) == (not field)
         for suffix, definition in zip(("", "_close"), wrong):
             probe.define("/sys/kernel/tracing", f"{name}{number}{suffix}", definition)
         try:
-            proof.prove("/sys/kernel/tracing", f"{name}{number}")
+            proof.prove("/sys/kernel/tracing", f"{name}{number}", closing=True)
             said[field] = "proved"
         except probe.ProbeError as error:
             said[field] = str(error)

@@ -106,7 +106,7 @@ def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
     }
     offsets = results["wrong offsets"]
     assert offsets.pop("") == "proved"
-    assert len(offsets) == 12
+    assert len(offsets) == 16
     assert all(said.startswith("the event probe does not tell what it should") for said in offsets.values())
     assert all(found and "No entries" not in found for found in results["readme"].values())
 
@@ -118,6 +118,8 @@ def test_how_each_connection_closed_is_told(suite: str, tmp_path: Path) -> None:
     results = run_inside(suite, "tests.system.inside_closings.closings", "", tmp_path)
     print(results)
     assert results["at first"] == {"made": 100, "opened": 100, "closed": 0}
+    assert results["second set-up"] == 1
+    assert results["at second"] == results["at first"]
     assert results["connections"] == COUNT
     assert results["faults"] == []
     assert results["closed"] == {"made": 100, "opened": 0, "closed": 100}
