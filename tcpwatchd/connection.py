@@ -218,7 +218,8 @@ class Transition(NamedTuple):
     """One change of a socket's state. Time is in nanoseconds of CLOCK_BOOTTIME.
 
     `skaddr` names the socket for its life. The local port is 0 at →SYN_SENT. `thread` and `name` are as in
-    `Caller`, of whoever made the transition: right for →SYN_SENT and →LISTEN, and meaningless for others.
+    `Caller`, of whoever made the transition: right for →SYN_SENT and →LISTEN, and meaningless for others, but
+    that a thread of 0 made none.
     """
 
     time: int
@@ -326,6 +327,12 @@ class Closed(NamedTuple):
     detected_by: Detection
 
 
+class Loss(NamedTuple):
+    """Records were lost that were older than this: nanoseconds of CLOCK_BOOTTIME."""
+
+    time: int
+
+
 class Gone(NamedTuple):
     """An end whose socket is closed, as polls show."""
 
@@ -383,9 +390,9 @@ class Known(NamedTuple):
     """Ends whose other end is not known of yet: how many times, and until when it is waited for."""
     handshakes: dict[int, tuple[Endpoint, Caller]]
     """The socket's address (skaddr) of each handshake begun here; where it goes, and who began it."""
-    reports: list[tuple[Connection | Transition, bool]]
+    reports: list[tuple[Connection | Transition | Loss, bool]]
     """Connections to be reported, and whether each is held for its other end; between them, in order, records
-    of ends that close, and of those that came after their connection was reported."""
+    of ends that close, and of those that came after their connection was reported, and losses."""
     older_prints: frozenset[Row] = frozenset()
     """Rows that the last snapshots held beside a later print of the same socket."""
     polled_ahead: dict[End, int] = {}  # noqa: RUF012, nobody changes it

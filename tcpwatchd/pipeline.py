@@ -25,7 +25,7 @@ from tcpwatchd.tracking.tracker import FOREVER, Tracker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import End, Report, Snapshot, Transition
+    from tcpwatchd.connection import End, Gone, Loss, Report, Snapshot, Transition
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
@@ -118,7 +118,9 @@ class Pipeline:
         self._tables.keep()
         self._feed_watchdog()
         self._report_found(new)
-        self.outbox.add(self._closings.compare(self._tracker.gone, self._shows))
+        if records_may_follow:
+            self._closings.note_loss(snapshot.started)
+        self.outbox.add(self._closings.compare(self._list_gone(), self._shows, snapshot.ended))
         self._owners.note_poll(self._tracker.listeners, snapshot.started)
         self._note_owners(polled=True)
         self._count_missed(counters, snapshot, new, trace_sound)
@@ -152,9 +154,7 @@ class Pipeline:
         self._recovery.log_drain(drain)
         transitions, lost = decoder.decode(drain)
         self._owners.follow(decoder.take_groups(), transitions, lost > 0)
-        self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole)
-        if lost:
-            self._closings.note_loss(drain.began)
+        self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole, drain.began)
         self._drained_whole = drain.whole
         self._totals["records_lost"] += lost
         self._lost_unreported += lost
@@ -215,7 +215,6 @@ class Pipeline:
 
     def _note_fault(self, fault: str) -> None:
         self._owners.forget_listeners()
-        self._closings.note_loss(boot_ns())
         if self._unsound_since is None:
             self.report(event.trace_changed(fault, now()))
             self._unsound_since = self._recovery.unsound_since = self._sound_at
@@ -224,7 +223,6 @@ class Pipeline:
 
     def _note_sound(self, trace: Trace, decoder: Decoder) -> None:
         if self._unsound_since is not None:
-            self._closings.note_loss(boot_ns())
             self.report(event.trace_gap(self._unsound_since, now()))
             self._unsound_since = self._recovery.unsound_since = None
             self._recovery.changed = True
@@ -238,10 +236,16 @@ class Pipeline:
         self._audit.add_found(opened, self._counted_until)
         self._report_found(released)
 
+    def _list_gone(self) -> list[Gone]:
+        """But for those of which a record waits, which tells more."""
+        deferred = self._decoder.deferred if self._decoder else []
+        waiting = self._tracker.closing.union(record.end for record in deferred)
+        return [gone for gone in self._tracker.gone if gone.end not in waiting]
+
     def _shows(self, end: End) -> bool:
         return self._tracker.shows(end, self._tables.holds)
 
-    def _report_found(self, found: Iterable[Connection | Transition]) -> None:
+    def _report_found(self, found: Iterable[Connection | Transition | Loss]) -> None:
         named = [self._owners.name(item) if isinstance(item, Connection) else item for item in found]
         self.outbox.add(self._closings.follow(named, self._shows))
 

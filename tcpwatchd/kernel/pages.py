@@ -431,7 +431,7 @@ def decode_closing(data: bytes, when: int, place: int, layout: CloseLayout) -> T
     """The record there of the event probe for what closes."""
     fields = layout.entry.unpack_from(data, place)
     (
-        _, _, _, skaddr, old, new, sport, dport, local_head, local, remote_head, remote,
+        _, context, thread, skaddr, old, new, sport, dport, local_head, local, remote_head, remote,
         network, error, flags, sent, sent_again, acknowledged, acknowledged_until, sent_until,
         written_until, received, received_until, read_until,
     ) = layout.pick(fields) if layout.pick else fields  # fmt: skip
@@ -449,7 +449,9 @@ def decode_closing(data: bytes, when: int, place: int, layout: CloseLayout) -> T
     numbered = acknowledged + (sent_until - acknowledged_until & NUMBERS) - our_fin
     counts = max(0, sent - sent_again), max(0, numbered), received - fin, max(0, unread - fin)
     closing = make(Closing, (network, error, flags, *counts))
-    return make(Transition, (when, skaddr, STATES[old], STATES[new], end, 0, None, None, closing))
+    if context & IN_INTERRUPT:
+        thread = 0
+    return make(Transition, (when, skaddr, STATES[old], STATES[new], end, thread, None, None, closing))
 
 
 @lru_cache(maxsize=MOST_SOCKETS)

@@ -100,7 +100,7 @@ def connection_closed(closed: Closed, opened: int, ended: int, with_owner: bool 
     named = "Connection closed", CONNECTION_CLOSED, "connection-closed"
     fields = list_fields(named, connection, opened, with_owner)
     fields["EVENT_END"] = format_utc(ended)
-    if connection.detected_by != "startup":
+    if connection.detected_by != "startup" and time >= connection.time:
         fields["EVENT_DURATION"] = str(time - connection.time)
     if source_bytes is not None:
         fields["SOURCE_BYTES"] = str(source_bytes)

@@ -68,10 +68,14 @@ class Outbox:
             self.offset = offset
             self.waiting = deque(shift(item, step) for item in self.waiting)
 
-    def restore(self, offset: int | None) -> None:
-        """Go on with the offset of the process before, unless the clock was set since."""
-        if offset is not None and abs(offset - self.offset) <= SMALLEST_STEP:
-            self.offset = offset
+    def restore(self, offset: int | None, waiting: list[Item]) -> None:
+        """Go on with what waited, and with the offset of the process before if no clock was set since."""
+        step = 0 if offset is None else offset - self.offset
+        if abs(step) <= SMALLEST_STEP:
+            self.offset += step
+            self.waiting.extend(waiting)
+        else:
+            self.waiting.extend(shift(item, step) for item in waiting)
 
     @property
     def total(self) -> Written:

@@ -20,6 +20,7 @@ from tcpwatchd.connection import (
     Endpoint,
     Known,
     Listener,
+    Loss,
     OpenKnown,
     Owner,
     OwnersKnown,
@@ -36,6 +37,8 @@ ENDPOINT_LENGTHS = (6, 18)
 OWNER_NUMBERS = {"user", "process", "thread", "network"}
 
 
+NOT_KEPT: tuple[Any, ...] = (None, [], [], None, None)
+"""What an older version left out at the end stands for this."""
 NOTHING_OPEN = OpenKnown("opened", 0, [], [b"", b""], [])
 
 
@@ -176,8 +179,13 @@ def _simplify_away(end: End, row: Row | None) -> str:
     return _join(end) + (f" {row.state:d} {row.inode} {row.user}" if row else "")
 
 
-def _simplify_item(item: Connection | Closed | Transition | Event) -> Any:
-    """A list that begins with a number is an event, with a list a record, with null what has closed."""
+def _simplify_item(item: Connection | Closed | Transition | Loss | Event) -> Any:
+    """A list that begins with a number is an event, with a list a record, with null what has closed.
+
+    A number is when records were lost.
+    """
+    if isinstance(item, Loss):
+        return item.time
     if isinstance(item, Event):
         return [item.time, dict(item.fields)]
     if isinstance(item, Transition):
@@ -203,9 +211,7 @@ def _restore(head: list[Any], texts: list[bytes]) -> Baseline:
     anything else.
     """
     saved, generation, instance, drained, taken, deferred, known, waiting, counters, *later = head
-    unsound_since, groups, listeners, opened, offset = [*later, None, [], [], None, None][
-        : max(5, len(later))
-    ]
+    unsound_since, groups, listeners, opened, offset = [*later, *NOT_KEPT[len(later) :]]
     return Baseline(
         int(saved),
         int(generation),
@@ -228,7 +234,9 @@ def _restore_open(texts: list[bytes], report: Any, unsure_before: Any, shared: A
     if report not in ("opened", "closed", "both"):
         raise ValueError(report)
     kinds = [(int(number), _restore_connection(item)) for number, item in shared]
-    views = [(bytes.fromhex(key), int(time), int(role), tuple(view)) for key, time, role, view in halves]
+    views = [
+        (bytes.fromhex(key), int(time), one_of(role, (0, 1)), tuple(view)) for key, time, role, view in halves
+    ]
     known = OpenKnown(report, int(unsure_before), kinds, texts, views)
     check_open(known)
     return known
@@ -332,13 +340,30 @@ def _restore_item(item: Any) -> Connection | Closed | Event:
     if isinstance(item, str) or isinstance(item[0], str):
         return _restore_connection(item)
     if item[0] is None:
-        _, connection, time, *rest = item
-        return Closed(_restore_connection(connection), int(time), *rest)
+        _, connection, time, by, first, *counts, detected_by = item
+        source_bytes, destination_bytes = (None if count is None else int(count) for count in counts)
+        return Closed(
+            _restore_connection(connection),
+            int(time),
+            one_of(by, (None, "fin", "reset", "timeout")),
+            one_of(first, (None, "source", "destination", "both")),
+            source_bytes,
+            destination_bytes,
+            one_of(detected_by, ("trace", "poll")),
+        )
     time, named = item
     return Event(int(time), {str(name): str(value) for name, value in named.items()})
 
 
-def _restore_report(item: Any) -> Connection | Transition:
+def one_of(word: Any, words: tuple[Any, ...]) -> Any:
+    if word not in words:
+        raise ValueError(word)
+    return word
+
+
+def _restore_report(item: Any) -> Connection | Transition | Loss:
+    if isinstance(item, int):
+        return Loss(item)
     if isinstance(item[0], list):
         return _restore_transition(*item[0])
     return _restore_connection(item)

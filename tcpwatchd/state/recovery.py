@@ -22,7 +22,7 @@ from tcpwatchd.tracking.tracker import FOREVER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tcpwatchd.connection import Closed, Drain, Transition
+    from tcpwatchd.connection import Closed, Drain, Loss, Transition
     from tcpwatchd.kernel.tables import Tables
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
@@ -105,8 +105,7 @@ class Recovery:
         tracker.restore(baseline.known)
         audit.restore(baseline.counters)
         waiting, written = split_written(baseline.waiting, log.written)
-        outbox.restore(baseline.offset)
-        outbox.add(waiting)
+        outbox.restore(baseline.offset, waiting)
         # What was found since is told as the process before would have told it.
         tracker.follows_closing, follows_closing = closings.restore(baseline.open), tracker.follows_closing
         owners.restore(baseline.owners)
@@ -149,7 +148,7 @@ class Recovery:
             self._report(event.records_lost(unreported, now()))
         return Resumed(unreported, trace_unbroken)
 
-    def _take_found(self, released: list[Connection | Transition]) -> list[Connection | Closed]:
+    def _take_found(self, released: list[Connection | Transition | Loss]) -> list[Connection | Closed]:
         found = [
             self._stages.owners.name(item) if isinstance(item, Connection) else item for item in released
         ]
@@ -168,7 +167,9 @@ class Recovery:
         for drain in log.drains:
             transitions, lost_before = decoder.decode(drain)
             self._stages.owners.follow(decoder.take_groups(), transitions, lost_before > 0)
-            self._stages.tracker.follow(transitions, lost_before > 0, self._stages.tables.holds, whole=False)
+            self._stages.tracker.follow(
+                transitions, lost_before > 0, self._stages.tables.holds, whole=False, began=drain.began
+            )
             lost += lost_before
         return lost, Progress(decoder.taken, decoder.deferred)
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpwatchd.connection import (
     IPV4_LENGTH,
+    NOBODY,
     Closed,
     Connection,
     End,
     Endpoint,
+    Loss,
     OpenKnown,
     TcpState,
     make,
@@ -56,9 +58,9 @@ IN_ORDER = frozenset({FIN_WAIT2, CLOSING, LAST_ACK})
 RESET_BY_OTHER = frozenset({errno.ECONNRESET, errno.EPIPE})
 RESET_HERE = frozenset({errno.ECONNABORTED})
 """As by ss -K."""
-DEAD_OR_DONE = 0b11
-VALUE = struct.Struct("=QQqI?")
-"""Both sockets, when it opened, the number of what it shares with others, and whether it was reported."""
+DEAD, DEAD_OR_DONE = 0b01, 0b11
+VALUE = struct.Struct("=QQqIi?")
+"""The fields of `Open` but the last."""
 KEY_LENGTHS = 2 * IPV4_LENGTH, 36
 MOST_OPEN = 2_000_000
 """Connections that are followed: memory is bounded. Those beyond are reported when they open, and counted."""
@@ -70,6 +72,8 @@ class Open(NamedTuple):
     sockets: tuple[int, int]
     time: int
     shared: int
+    process: int
+    """Of its owner; less than 0 is the thread, where only that is known."""
     reported: bool
     """Whether it was, when it opened."""
     value: bytes
@@ -102,6 +106,9 @@ class Closings:
         self._forget()
         self._unsure_before = 0
         """Of what opened before then, the trace may have failed to tell that it closed."""
+        self._swept_for = 0
+        self._compared_after = 0
+        """The loss after which polls are counted, and how many there were."""
         self.not_followed = 0
         """Connections that were reported when they opened, as too many were followed."""
 
@@ -136,7 +143,7 @@ class Closings:
         for packed, text in zip(self._open, known.records):
             for key, value in packed.split(text):
                 found = unpack(value)
-                connection = restore_connection(shared[found.shared], key, found.sockets, found.time)
+                connection = restore_connection(shared[found.shared], key, found)
                 self._add(connection, found.reported)
         for key, time, role, view in known.halves:
             self._halves.setdefault((key, time), {})[role] = View(*view)
@@ -153,7 +160,7 @@ class Closings:
             for key, found in self._list_open():
                 if not found.reported:
                     shared = self._shared.find(found.shared)
-                    unreported.append(restore_connection(shared, key, found.sockets, found.time))
+                    unreported.append(restore_connection(shared, key, found))
                     self._of(key).change(key, found.value, pack(found._replace(reported=True)))
         if self._report == "opened":
             self._forget()
@@ -173,9 +180,11 @@ class Closings:
 
     def note_loss(self, now: int) -> None:
         """Records may be missing until then: nanoseconds of CLOCK_BOOTTIME. Polls tell of what they held."""
-        self._unsure_before = now
+        self._unsure_before = max(now, self._unsure_before)
 
-    def follow(self, items: Iterable[Connection | Transition], shows: Shows) -> list[Connection | Closed]:
+    def follow(
+        self, items: Iterable[Connection | Transition | Loss], shows: Shows
+    ) -> list[Connection | Closed]:
         """What is to be reported, of connections as they are found and of records of their ends, in order."""
         if self._report == "opened":
             return [item for item in items if isinstance(item, Connection)]
@@ -183,23 +192,50 @@ class Closings:
         for item in items:
             if isinstance(item, Connection):
                 found += self._begin(item, shows)
+            elif isinstance(item, Loss):
+                self.note_loss(item.time)
             elif item.new == TcpState.CLOSE:
                 found += self._close(item, shows)
             else:
                 self._join(item)
         return found
 
-    def compare(self, gone: Iterable[Gone], shows: Shows) -> list[Closed]:
-        """What polls show to be over, and the trace did not tell of."""
+    def compare(self, gone: Iterable[Gone], shows: Shows, now: int) -> list[Closed]:
+        """What polls show to be over, and the trace did not tell of. `now`: when the snapshot ended."""
         closed: list[Closed] = []
         if self._report == "opened" or not len(self):
             return closed
+        closed += self._sweep(shows, now)
         for end in gone:
             for key, role, found in list(self._list_roles(end.end.local, end.end.remote)):
                 if self._shows_gone(end, role, found):
                     by, first = ("fin", HERE) if end.in_time_wait else (None, None)
                     view = View(max(end.time, found.time), by, first, None, None, traced=False)
                     closed += self._finish(key, role, found, view, shows)
+        return closed
+
+    def _sweep(self, shows: Shows, now: int) -> list[Closed]:
+        """Two polls after records were lost, what opened before and is not shown: it may have gone unnoticed.
+
+        Only where each record tells the network namespace: the rows of others are never shown.
+        """
+        lost, self._compared_after = self._unsure_before, self._compared_after + 1
+        if lost != self._swept_for:
+            self._swept_for, self._compared_after = lost, 0
+        if self._compared_after != 1 or not self._tells_networks:
+            return []
+        closed: list[Closed] = []
+        for key, found in list(self._list_open()):
+            ends = split_key(key)
+            for role in (SOURCE, DESTINATION):
+                ours = find_network(self._shared.find(found.shared), role) is None
+                end = make(End, ends if role == SOURCE else ends[::-1])
+                if found.sockets[role] and found.time < lost and ours and not shows(end):
+                    view = View(now, None, None, None, None, traced=False)
+                    over = self._finish(key, role, found, view, shows)
+                    closed += over
+                    if over:
+                        break
         return closed
 
     def _shows_gone(self, gone: Gone, role: int, found: Open) -> bool:
@@ -233,7 +269,7 @@ class Closings:
         """Whether this connection has the place of another, which then is over, though nothing told so."""
         shared, new = self._shared.find(found.shared), by[-2:][role]
         here = new or (by.detected_by != "trace" and has_end(by, role))
-        if not here or find_network(shared, role) != find_network(by, role):
+        if not here or found.time > by.time or find_network(shared, role) != find_network(by, role):
             return False
         if found.sockets[role]:
             return new == found.sockets[role] or found.time < self._unsure_before
@@ -243,21 +279,31 @@ class Closings:
         key = connection.source + connection.destination
         sockets, time = connection[-2:], connection.time
         number = self._shared.take(strip(connection))
-        self._of(key).add(key, VALUE.pack(*sockets, time, number, reported))
+        owner = connection.owner
+        process = owner.process or -(owner.thread or 0)
+        self._of(key).add(key, VALUE.pack(*sockets, time, number, process, reported))
 
     def _join(self, transition: Transition) -> None:
         """An end came after its connection was reported: the newest that lacks it."""
-        for key, role, found in reversed(list(self._list_roles(*transition.end))):
-            if not found.sockets[role]:
-                source, destination = found.sockets
-                sockets = (transition.skaddr, destination) if role == SOURCE else (source, transition.skaddr)
-                self._of(key).change(key, found.value, pack(found._replace(sockets=sockets)))
-                return
+        lacking = [one for one in self._list_roles(*transition.end) if not one[2].sockets[one[1]]]
+        if transition.socket:
+            network = transition.socket.network
+            near = [one for one in lacking if self._is_of(one, network if network != self._network else None)]
+            lacking = near if near or transition.end.local.is_loopback else lacking
+        for key, role, found in lacking[-1:]:
+            source, destination = found.sockets
+            sockets = (transition.skaddr, destination) if role == SOURCE else (source, transition.skaddr)
+            self._of(key).change(key, found.value, pack(found._replace(sockets=sockets)))
+
+    def _is_of(self, one: tuple[bytes, int, Open], network: int | None) -> bool:
+        """Whether the other end of this one is in a network namespace; None is the one that is polled."""
+        _, role, found = one
+        return find_network(self._shared.find(found.shared), 1 - role) == network
 
     def _close(self, transition: Transition, shows: Shows) -> list[Closed]:
         """None for a socket of a connection that is not known here."""
         local, remote = transition.end
-        for role, key in ((SOURCE, local + remote), (DESTINATION, remote + local)):
+        for role, key in list_keys(local, remote):
             for value in self._of(key).find(key):
                 one = unpack(value)
                 if one.sockets[role] == transition.skaddr:
@@ -283,7 +329,7 @@ class Closings:
             return []
         self._halves.pop(half, None)
         self._of(key).remove(key, found.value)
-        connection = restore_connection(shared, key, found.sockets, found.time)
+        connection = restore_connection(shared, key, found)
         self._shared.release(found.shared)
         return [describe(connection, views)]
 
@@ -299,7 +345,7 @@ class Closings:
 
     def _list_roles(self, local: Endpoint, remote: Endpoint) -> Roles:
         """Connections of which this can be an end, and which."""
-        for role, key in ((SOURCE, local + remote), (DESTINATION, remote + local)):
+        for role, key in list_keys(local, remote):
             for value in self._of(key).find(key):
                 yield key, role, unpack(value)
 
@@ -308,12 +354,20 @@ class Closings:
 
 
 def unpack(value: bytes) -> Open:
-    source, destination, time, shared, reported = VALUE.unpack(value)
-    return make(Open, ((source, destination), time, shared, reported, value))
+    source, destination, *rest = VALUE.unpack(value)
+    return make(Open, ((source, destination), *rest, value))
 
 
 def pack(found: Open) -> bytes:
-    return VALUE.pack(*found.sockets, found.time, found.shared, found.reported)
+    return VALUE.pack(*found.sockets, *found[1:-1])
+
+
+def list_keys(local: Endpoint, remote: Endpoint) -> list[tuple[int, bytes]]:
+    """Which end of a connection this can be, and of which; that of a socket to itself is its source."""
+    keys = [(SOURCE, local + remote)]
+    if local != remote:
+        keys.append((DESTINATION, remote + local))
+    return keys
 
 
 def split_key(key: bytes) -> tuple[Endpoint, Endpoint]:
@@ -322,17 +376,22 @@ def split_key(key: bytes) -> tuple[Endpoint, Endpoint]:
 
 
 def strip(connection: Connection) -> Connection:
-    """What it has in common with others."""
+    """What it has in common with others: all but its ends, its time, and the process of its owner."""
     nowhere = Endpoint(bytes(IPV4_LENGTH))
     _, _, direction, state, detected_by, _, guessed, *_, owner, listener, _, _ = connection
     fields = nowhere, nowhere, direction, state, detected_by, 0, guessed, None, None, None
+    if owner is not NOBODY:
+        owner = owner._replace(process=None, thread=None)
     return make(Connection, (*fields, owner, listener, 0, 0))
 
 
-def restore_connection(shared: Connection, key: bytes, sockets: tuple[int, int], time: int) -> Connection:
+def restore_connection(shared: Connection, key: bytes, found: Open) -> Connection:
     _, _, direction, state, detected_by, _, guessed, *_, owner, listener, _, _ = shared
-    fields = *split_key(key), direction, state, detected_by, time, guessed, None, None, None
-    return make(Connection, (*fields, owner, listener, *sockets))
+    if found.process:
+        process, thread = (found.process, None) if found.process > 0 else (None, -found.process)
+        owner = owner._replace(process=process, thread=thread)
+    fields = *split_key(key), direction, state, detected_by, found.time, guessed, None, None, None
+    return make(Connection, (*fields, owner, listener, *found.sockets))
 
 
 def has_end(connection: Connection, role: int) -> bool:
@@ -362,12 +421,19 @@ def judge(transition: Transition, role: int) -> View:
         by, first = "reset", first or HERE
     elif closing.error:
         by = "timeout"
-    elif old in IN_ORDER and (old != FIN_WAIT2 or closing.flags & DEAD_OR_DONE):
+    elif old in IN_ORDER and not is_dropped(transition, closing):
         by = "fin"
     else:
         # A program closed it before it had read all, or asked for a reset: what it did not read is dropped.
         by, first, received = "reset", first or HERE, received - closing.unread
     return View(when, by, first, count_sent(closing, role), received, traced=True)
+
+
+def is_dropped(transition: Transition, closing: Closing) -> bool:
+    """Whether a process that had sent its FIN closed the socket with more to be read: then it is reset."""
+    if transition.old == FIN_WAIT2:
+        return not closing.flags & DEAD_OR_DONE
+    return bool(closing.unread and transition.thread and not closing.flags & DEAD)
 
 
 def count_sent(closing: Closing, role: int) -> int:
@@ -381,7 +447,10 @@ def describe(connection: Connection, views: dict[int, View]) -> Closed:
     """What the ends that are here tell together."""
     by: Any = max((view.by for view in views.values()), key=SEVERITY.index)
     roles = sorted(views, key=lambda role: views[role].time)
-    first = next((name_first(role, views[role]) for role in roles if views[role].first), None)
+    named = [name_first(role, views[role]) for role in roles if views[role].first]
+    first = named[0] if named else None
+    if len({*named}) > 1 and not any(view.traced for view in views.values()):
+        first = BOTH  # each end is in TIME_WAIT
     source, destination, last = views.get(SOURCE), views.get(DESTINATION), views[roles[-1]]
     return Closed(
         connection,
@@ -415,5 +484,10 @@ def check(known: OpenKnown) -> None:
             raise ValueError(f"{len(text)} bytes of open connections")
         if any(unpack(value).shared not in shared for _, value in packed.split(text)):
             raise ValueError("an open connection of no kind")
-    for *_, view in known.halves:
-        View(*view)
+    for *_, fields in known.halves:
+        view = View(*fields)
+        numbers = view.time, view.sent or 0, view.received or 0
+        if view.by not in SEVERITY or view.first not in (None, HERE, THERE, BOTH):
+            raise ValueError(f"an end that closed {view.by!r} by {view.first!r}")
+        if not all(isinstance(number, int) for number in numbers):
+            raise ValueError(f"an end that closed with {numbers!r}")

@@ -287,9 +287,8 @@ class Comparison:
         `absent` are those that were not shown in the snapshot before, and `since` is when that was read.
         """
         started, ended = self._snapshot.started, self._snapshot.ended
-        gone = [
-            Gone(row.end, started, ended, True, True) for row in self._rows if row.state == TcpState.TIME_WAIT
-        ]
+        over = [row for row in self._rows if row.state == TcpState.TIME_WAIT == self._shown[row.end].state]
+        gone = [Gone(row.end, started, ended, True, True) for row in over]
         for end, last in absent.items():
             if end not in self._shown and not (last and last.state == TcpState.TIME_WAIT):
                 gone.append(Gone(end, *since, False, last is not None))

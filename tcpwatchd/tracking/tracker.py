@@ -18,7 +18,9 @@ from tcpwatchd.connection import (
     Connection,
     End,
     Known,
+    Loss,
     TcpState,
+    Transition,
     make,
 )
 from tcpwatchd.tracking.comparison import MOST_UNPAIRED, REMEMBERED, Comparison, Unpaired, is_local
@@ -26,7 +28,7 @@ from tcpwatchd.tracking.comparison import MOST_UNPAIRED, REMEMBERED, Comparison,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import Direction, Endpoint, Gone, Row, Snapshot, Socket, Transition
+    from tcpwatchd.connection import Direction, Endpoint, Gone, Row, Snapshot, Socket
 
     Holds = Callable[[End], int]
     """Tells the state of an end's row in the last snapshot, 0 if it has none."""
@@ -72,7 +74,7 @@ class Tracker:
         self._listeners: Counter[Endpoint] = Counter(known.listeners)
         self._unpaired = Unpaired(known.unpaired)
         self._handshakes = known.handshakes.copy()
-        self._queue: deque[_Report | Transition] = deque()
+        self._queue: deque[_Report | Transition | Loss] = deque()
         self._held: dict[End, list[_Report]] = {}
         """By the end that was opened, the newest last: in two namespaces there can be two at once."""
         self._older_prints = known.older_prints
@@ -129,16 +131,16 @@ class Tracker:
         return len(self._awaiting_row) >= MOST_AWAITING_ROW
 
     def follow(
-        self, transitions: Iterable[Transition], lossy: bool, holds: Holds, whole: bool = True
+        self, transitions: Iterable[Transition], lossy: bool, holds: Holds, whole: bool = True, began: int = 0
     ) -> None:
         """Take transitions in the order of time; `holds` tells what the last snapshot shows of an end.
 
         What they report is taken with `release`. When records before them were lost, what is known of
         handshakes under way is not to be trusted: the address of a socket may be another's by now. `whole`:
-        no older ones can follow.
+        no older ones can follow. `began`: when they were begun to be read.
         """
         if lossy:
-            self.forget_handshakes()
+            self._note_loss(began)
         handshakes = self._handshakes
         for transition in transitions:
             when, skaddr, old, new, end, thread, name, socket, _ = transition
@@ -158,6 +160,11 @@ class Tracker:
                 self._establish(transition, caller if opened else None, holds)
         if whole:
             self._polled_ahead.clear()
+
+    def _note_loss(self, time: int) -> None:
+        self.forget_handshakes()
+        if self.follows_closing:
+            self._queue.append(Loss(time))
 
     def forget_handshakes(self) -> None:
         """The addresses of sockets that were connecting may be others' by now."""
@@ -298,12 +305,12 @@ class Tracker:
         if self.follows_closing:
             self._queue.append(transition)
 
-    def release(self, now: int, at_least: int = 0) -> list[Connection | Transition]:
+    def release(self, now: int, at_least: int = 0) -> list[Connection | Transition | Loss]:
         """What can be reported, in the order of time: a report is held a moment for its other end.
 
         `at_least` so many were released before.
         """
-        released: list[Connection | Transition] = []
+        released: list[Connection | Transition | Loss] = []
         while self._queue:
             item = self._queue[0]
             if isinstance(item, _Report):
@@ -322,6 +329,11 @@ class Tracker:
         self._held[end].remove(report)
         if not self._held[end]:
             del self._held[end]
+
+    @property
+    def closing(self) -> set[End]:
+        """Ends of which a record that they close waits to be released."""
+        return {item.end for item in self._queue if isinstance(item, Transition) and item.new == CLOSE}
 
     @property
     def next_release(self) -> int | None:

@@ -31,7 +31,7 @@ BOTH, ACTIVATED = 7104, 7105
 """Ports of two services that share one (SO_REUSEPORT), and of a socket unit."""
 
 FETCHED = ("saddr_v6", "daddr_v6_low", "saddr", "uid", "cgroup", "netns")
-COUNTED = ("error", "flags", "sent", "acknowledged", "acknowledged_until", "sent_until", "written_until")
+COUNTED = ("error", "flags", "sent", "acknowledged", "sent_until", "written_until")
 RECEIVED = ("received", "received_until", "read_until")
 """What probes fetch, but for what connections over loopback have none of: bytes that are sent again."""
 
@@ -208,10 +208,13 @@ def compare_owners() -> dict[str, Any]:
         is_client = "client" in truth
         results["clients" if is_client else "servers"] += 1
         entries = reported.get((*truth["client" if is_client else "accepted"], str(truth["server"])), [])
-        results["told again"] += max(0, len(entries) - 1) if is_client else 0
+        # The same ports can have been used twice.
+        wanted = sum(other.get("client") == truth["client"] for other in truths) if is_client else 0
+        results["told again"] += max(0, len(entries) - wanted) if is_client else 0
+        entries = sorted(entries, key=lambda entry: len(find_faults(truth, entry)))[:1]
         absent |= set() if entries else {str(truth)}
         for entry in entries:
-            found = list_faults(truth, entry) if is_client else list_faults_of_server(truth, entry)
+            found = find_faults(truth, entry)
             wrong += [(fault, truth, entry) for fault in found if is_told(fault, entry)]
             absent |= {str(truth) for fault in found if not is_told(fault, entry)}
         if entries and is_client:
@@ -224,6 +227,10 @@ def compare_owners() -> dict[str, Any]:
     results["lost"] = sum(int(json.loads(line)["TCPWATCHD_RECORDS_LOST"]) for line in lost)
     results["warnings"] = run("journalctl", "-t", "tcpwatchd", "-p", "warning", "-o", "cat")
     return results
+
+
+def find_faults(truth: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+    return list_faults(truth, entry) if "client" in truth else list_faults_of_server(truth, entry)
 
 
 def is_told(name: str, entry: dict[str, Any]) -> bool:

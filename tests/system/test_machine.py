@@ -106,7 +106,7 @@ def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
     }
     offsets = results["wrong offsets"]
     assert offsets.pop("") == "proved"
-    assert len(offsets) == 16
+    assert len(offsets) == 15
     assert all(said.startswith("the event probe does not tell what it should") for said in offsets.values())
     assert all(found and "No entries" not in found for found in results["readme"].values())
 

@@ -21,7 +21,7 @@ from tests.polls import find_new
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tcpwatchd.connection import Transition
+    from tcpwatchd.connection import Loss, Transition
 
 MORE = ("open", "fast", "accept", "close", "fin", "ack", "expire", "poll")
 FEW = st.sampled_from([0, 0, 0, 1, 2, 6])
@@ -83,9 +83,9 @@ class Traced:
     def _shows(self, end: End) -> bool:
         return self._tracker.shows(end, self._tables.holds)
 
-    def _hear(self, items: Iterable[Connection | Transition], traced: bool = True) -> None:
+    def _hear(self, items: Iterable[Connection | Transition | Loss], traced: bool = True) -> None:
         """Each has the owner of its sockets."""
-        found: list[Connection | Transition] = []
+        found: list[Connection | Transition | Loss] = []
         for item in items:
             if isinstance(item, Connection):
                 if traced:
@@ -119,9 +119,8 @@ class Traced:
         self._tables.restore(kept.blocks)
 
     def drain(self, left: int = 0) -> None:
-        self._tracker.follow(self.kernel.drain(left), self._lossy, self._tables.holds)
-        if self._lossy:
-            self._closings.note_loss(self.kernel.clock)
+        taken = self.kernel.drain(left)
+        self._tracker.follow(taken, self._lossy, self._tables.holds, began=self.kernel.clock)
         self._lossy, self._drained = False, self.kernel.clock
         self._hear(self._tracker.release(self._drained))
 
@@ -139,14 +138,16 @@ class Traced:
         snapshot = snapshot._replace(started=started, ended=self.kernel.clock)
         new = self._tracker.find_new(snapshot, unchanged)
         self._hear(new, traced=False)
-        for closed in self._closings.compare(self._tracker.gone, self._shows):
+        gone = [one for one in self._tracker.gone if one.end not in self._tracker.closing]
+        for closed in self._closings.compare(gone, self._shows, snapshot.ended):
             self.kernel.hear_closed(closed)
         return new
 
     def run(self, steps: list[Step], losses: bool = False, delays: bool = False) -> list[Connection]:
         """What polls found beside the trace."""
         polled = []
-        rest = iter([("poll", 0, 0), *steps, ("poll", 0, 0), ("poll", 0, 0)])
+        polled += self.poll(iter(()), 0)
+        rest = iter(steps)
         for step in rest:
             if step[0] == "poll":
                 meanwhile = (following for _, following in zip(range(step[1]), rest))
@@ -157,6 +158,8 @@ class Traced:
                 self.lose() if losses and step[1] == 0 else self.drain(left=step[1] if delays else 0)
             else:
                 self.kernel.take(step)
+        for _ in range(4):
+            polled += self.poll(iter(()), 0)
         self.kernel.clock += 10**9
         self.drain()
         return polled
@@ -246,19 +249,22 @@ def test_polls_alone_close_each_once(steps: list[Step]) -> None:
         def shows(end: End) -> bool:
             return tracker.shows(end, tables.holds)
 
-        rest = iter([("poll", 0, 0), *steps, *[("poll", 0, 0)] * 3])
-        for step in rest:
-            if step[0] != "poll":
-                kernel.take(step)
-                continue
-            kernel.poll((following for _, following in zip(range(step[1]), rest)), skip=step[2])
+        def poll(meanwhile: Iterator[Step], skip: int) -> None:
+            kernel.poll(meanwhile, skip)
             new = find_new(tables, tracker)
             for report in new:
                 kernel.hear(report)
-            for closed in [
-                *closings.follow(new, shows),
-                *closings.compare(tracker.gone, shows),
-            ]:
+            for closed in [*closings.follow(new, shows), *closings.compare(tracker.gone, shows, 0)]:
                 if isinstance(closed, Closed):
                     kernel.hear_closed(closed)
+
+        poll(iter(()), 0)
+        rest = iter(steps)
+        for step in rest:
+            if step[0] == "poll":
+                poll((following for _, following in zip(range(step[1]), rest)), step[2])
+            else:
+                kernel.take(step)
+        for _ in range(3):
+            poll(iter(()), 0)
         kernel.check_all_closed()
