@@ -21,7 +21,7 @@ from tcpwatchd.kernel.trace import read_formats
 from tcpwatchd.tracking.closings import Closings
 from tcpwatchd.tracking.tracker import Tracker
 from tests.daemon import Daemon, with_proc
-from tests.kept import CONNECTION, END
+from tests.kept import CONNECTION, END, OWNER
 from tests.polls import find_new
 from tests.ring import FIXTURE, FULL, pack_transition, page
 from tests.table import endpoint4, endpoint6, row, write_counters, write_tables
@@ -137,6 +137,7 @@ def test_calls_of_a_transition() -> None:
         tracker.follow(heard, False, lambda _end: False)
         assert len(tracker.release(2**62)) == FULL
 
+    hear()
     assert count_calls(hear) / len(transitions) <= 18
 
 
@@ -147,13 +148,14 @@ def test_bytes_of_a_connection_that_is_followed_until_it_closes(
     number: int, internal: bool, ipv6: bool
 ) -> None:
     closings = Closings("both")
-    unnamed = CONNECTION._replace(direction="internal" if internal else "ingress")
+    unnamed = CONNECTION._replace(direction="internal" if internal else "ingress", owner=OWNER)
     address = bytes(12 if ipv6 else 0)
 
     def follow(first: int) -> None:
         for i in range(first, first + 100):
             source, destination = (Endpoint(address + text) for text in (i.to_bytes(6, "big"), bytes(6)))
             opened = unnamed._replace(source=source, destination=destination, time=i, destination_socket=i)
+            opened = opened._replace(owner=OWNER._replace(process=i))
             closings.follow([opened._replace(source_socket=2 * i if internal else 0)], lambda _end: False)
 
     tracemalloc.start()

@@ -63,6 +63,15 @@ def test_losses_told_elsewhere_are_left() -> None:
     assert make(LOST, CONNECTION).drop(0, 0) == 0
 
 
+def test_over_a_restart_it_keeps_its_time_too() -> None:
+    """A connection closes with the time at which it opened, though clocks are never read at one moment."""
+    second, kept = 1_000_000_000, 1_700_000_000_000_000_000
+    for offset, start in ((kept + 900, 25), (kept + 7200 * second, 25)):
+        outbox = Outbox(Reader(), lambda offset=offset: offset)  # type: ignore[misc]
+        outbox.restore(kept, [CONNECTION._replace(time=5 * second)])
+        assert outbox.waiting[0].time + outbox.offset == kept + 5 * second, start
+
+
 def test_what_waits_keeps_its_time_when_the_clock_is_set() -> None:
     """By the administrator, or after a suspend."""
     second, offsets = 1_000_000_000, [1_700_000_000_000_000_000]

@@ -8,7 +8,7 @@ from binascii import crc32
 import pytest
 
 from tcpwatchd.connection import Caller
-from tcpwatchd.state.baseline import MAGIC, BaselineError, format_baseline, parse_baseline
+from tcpwatchd.state.baseline import MAGIC, NOTHING_OPEN, BaselineError, format_baseline, parse_baseline
 from tests.kept import END, make_baseline, make_full
 
 UNKNOWN = Caller(0, 0, None)
@@ -33,7 +33,8 @@ def test_damage_anywhere_is_found() -> None:
                 parse_baseline(damaged)
 
 
-def test_what_an_older_version_kept() -> None:
+@pytest.mark.parametrize("later", [0, 1, 3])
+def test_what_an_older_version_kept(later: int) -> None:
     """It did not count what the trace told of an end, nor note when a handshake began, nor older prints."""
     header, line, *rows = FULL.split(b"\n", 2)
     fields = json.loads(line)
@@ -42,11 +43,13 @@ def test_what_an_older_version_kept() -> None:
     known[6] = [handshake[:2] for handshake in known[6]]
     del known[8:]
     known[7] = [[words.rpartition(" ")[0], held] for words, held in known[7] if isinstance(words, str)]
-    del fields[9:-1]
+    del fields[9 + later : -1]
     del fields[-1][2:]
     body = b"\n".join([json.dumps(fields).encode(), *rows])
     found = parse_baseline(b"%b%08x\n%b" % (header[: len(MAGIC)], crc32(body), body))
-    assert found.unsound_since is None
+    assert found.unsound_since == (98 if later else None)
+    assert found.owners == (make_full().owners if later == 3 else ({}, {}))
+    assert (found.open, found.offset) == (NOTHING_OPEN, None)
     assert found.known == make_full().known._replace(
         awaiting_row={END: (7, 1)},
         handshakes={skaddr: (to, UNKNOWN) for skaddr, (to, _) in make_full().known.handshakes.items()},
@@ -55,3 +58,33 @@ def test_what_an_older_version_kept() -> None:
         absent_since=(0, 0),
         reports=make_full().known.reports[:1],
     )
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        ((7, 3, 3), "nonsense"),
+        ((7, 3, 4), "nobody"),
+        ((7, 3, -1), 5),
+        ((12, 0), "never"),
+        ((12, 3, 0, 2), 2),
+        ((12, 3, 0, 3, 0), None),
+        ((12, 3, 0, 3, 1), "nonsense"),
+        ((12, 3, 0, 3, 3), "5"),
+        ((12, 2), []),
+    ],
+)
+def test_what_has_a_right_checksum_and_makes_no_sense_is_refused(
+    place: tuple[int, ...], wrong: object
+) -> None:
+    """Rather than crash at each start, when it is used."""
+    header, line, *rows = FULL.split(b"\n", 2)
+    fields = json.loads(line)
+    *path, last = place
+    changed = fields
+    for step in path:
+        changed = changed[step]
+    changed[last] = wrong
+    body = b"\n".join([json.dumps(fields).encode(), *rows])
+    with pytest.raises(BaselineError, match="makes no sense"):
+        parse_baseline(b"%b%08x\n%b" % (header[: len(MAGIC)], crc32(body), body))
