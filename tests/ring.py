@@ -89,14 +89,16 @@ class Ring:
         self._unread: list[int] = []
         self.count(read=False)
 
-    def write(self, transitions: Iterable[Transition]) -> None:
+    def write(self, transitions: Iterable[Transition], lost: int = 0) -> None:
+        """`lost`: so many were overwritten before these."""
         found = list(transitions)
+        flags = {"flags": MISSED | COUNTED, "lost": lost} if lost else {}
         for start in range(0, len(found), FULL):
             some = found[start : start + FULL]
             times = [some[0].time, *(t.time for t in some)]
             deltas = [after - before for before, after in zip(times, times[1:])]
             self._unread.append(len(some))
-            os.write(self._pipe, page(times[0], *map(pack_transition, some, deltas)))
+            os.write(self._pipe, page(times[0], *map(pack_transition, some, deltas), **flags))
         self._written += len(found)
 
     def count_unread(self) -> int:

@@ -117,9 +117,9 @@ class Machine:
         self._ring.write(self.kernel.drain())
         self._ring.count(read=True)
 
-    def tell(self, *transitions: Transition) -> None:
-        """Records that the model did not make."""
-        self._ring.write(transitions)
+    def tell(self, *transitions: Transition, lost: int = 0) -> None:
+        """Records that the model did not make, and how many were lost before them."""
+        self._ring.write(transitions, lost)
         self._ring.count(read=True)
 
     def _poll(self, _which: int, _what: int) -> None:
@@ -258,6 +258,32 @@ def test_what_was_released_and_written_before_a_kill_is_not_repeated(tmp_path: P
     machine.crash()
     machine.run([])
     assert len(machine.reader.events) == 1
+
+
+def test_what_a_loss_shows_to_be_over_is_told_as_before_a_kill(tmp_path: Path) -> None:
+    """The record that the first one closed is lost; what comes after it is told once."""
+    machine = Machine(tmp_path, "both")
+    server = pack(("10.0.0.5", 80))
+
+    def accept(port: int, skaddr: int) -> Transition:
+        end = End(server, pack(("192.0.2.1", port)))
+        return Transition(boot_ns(), skaddr, TcpState.SYN_RECV, TcpState.ESTABLISHED, end, 1)
+
+    machine.tell(accept(1000, 7))
+    machine.take(("drain", 0, 0))
+    machine.tell(accept(1000, 9), lost=1)
+    machine.take(("drain", 0, 0))
+    machine.tell(accept(2000, 11))
+    machine.pipeline.drain()
+    machine.crash()
+    machine.run([])
+    kinds = {event.CONNECTION_OPENED: "opened", event.CONNECTION_CLOSED: "closed"}
+    told = [
+        (kinds[fields["MESSAGE_ID"]], fields["SOURCE_PORT"])
+        for _, fields in machine.reader.events
+        if fields["MESSAGE_ID"] in kinds
+    ]
+    assert told == [("opened", "1000"), ("closed", "1000"), ("opened", "1000"), ("opened", "2000")]
 
 
 FEWER = settings(max_examples=max(10, settings().max_examples // 5))
