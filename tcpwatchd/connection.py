@@ -83,7 +83,8 @@ def format_endpoint(ip: str, port: int) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
-IPV4_LENGTH = 6
+IPV4_LENGTH, IPV6_LENGTH = 6, 18
+"""Of an endpoint."""
 MAPPED = bytes(10) + b"\xff\xff"
 """What an IPv4-mapped IPv6 address begins with."""
 IPV4_ANY = bytes(4)

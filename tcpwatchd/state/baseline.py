@@ -11,6 +11,8 @@ from binascii import crc32
 from typing import Any, NamedTuple
 
 from tcpwatchd.connection import (
+    IPV4_LENGTH,
+    IPV6_LENGTH,
     NOBODY,
     Caller,
     Closed,
@@ -33,7 +35,7 @@ from tcpwatchd.output.event import Event
 from tcpwatchd.tracking.closings import check as check_open
 
 MAGIC = b"tcpwatchd-baseline 1 "
-ENDPOINT_LENGTHS = (6, 18)
+ENDPOINT_LENGTHS = IPV4_LENGTH, IPV6_LENGTH
 OWNER_NUMBERS = {"user", "process", "thread", "network"}
 
 

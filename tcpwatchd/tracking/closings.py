@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpwatchd.connection import (
     IPV4_LENGTH,
+    IPV6_LENGTH,
     NOBODY,
     Closed,
     Connection,
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
     Found = Iterator[tuple[bytes, "Open"]]
     Roles = Iterator[tuple[bytes, int, "Open"]]
 
-ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSING, CLOSE_WAIT, LAST_ACK = (
-    TcpState.ESTABLISHED,
+FIN_WAIT1, FIN_WAIT2, CLOSING, CLOSE_WAIT, LAST_ACK = (
     TcpState.FIN_WAIT1,
     TcpState.FIN_WAIT2,
     TcpState.CLOSING,
@@ -61,7 +61,7 @@ RESET_HERE = frozenset({errno.ECONNABORTED})
 DEAD, DEAD_OR_DONE = 0b01, 0b11
 VALUE = struct.Struct("=QQqIi?")
 """The fields of `Open` but the last."""
-KEY_LENGTHS = 2 * IPV4_LENGTH, 36
+KEY_LENGTHS = 2 * IPV4_LENGTH, 2 * IPV6_LENGTH
 MOST_OPEN = 2_000_000
 """Connections that are followed: memory is bounded. Those beyond are reported when they open, and counted."""
 
@@ -323,7 +323,7 @@ class Closings:
         """One end is closed; the connection, if the other is too, or was never here. `last`: both are."""
         shared, half = self._shared.find(found.shared), (key, found.time)
         views = self._halves.get(half, {})
-        views[role] = view
+        views.setdefault(role, view)  # what the trace told before says more than that the row has gone
         if not last and 1 - role not in views and self._awaits(1 - role, key, found, shared, shows):
             self._halves[half] = views
             return []

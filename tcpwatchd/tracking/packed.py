@@ -45,18 +45,20 @@ class Packed:
         return found
 
     def remove(self, key: bytes, value: bytes) -> None:
-        """One that is there."""
+        """Raises KeyError if it is not there."""
         self._replace(key, value, b"")
         self._count -= 1
 
     def change(self, key: bytes, before: bytes, value: bytes) -> None:
-        """One that is there."""
+        """Raises KeyError if it is not there."""
         self._replace(key, before, key + value)
 
     def _replace(self, key: bytes, value: bytes, record: bytes) -> None:
         number = hash(key) % BUCKETS
         bucket = self._buckets[number]
         at = self._find_place(bucket, key + value, 0)
+        if at < 0:
+            raise KeyError(key)
         self._buckets[number] = bucket[:at] + record + bucket[at + self._size :]
 
     def _find_place(self, bucket: bytes, text: bytes, start: int) -> int:

@@ -95,6 +95,15 @@ def test_polls_leave_to_a_sound_trace_what_it_tells() -> None:
     assert len(closings.follow([close(7, OUT, 160)], nowhere)) == 1
 
 
+def test_polls_do_not_replace_what_the_trace_told_of_one_end() -> None:
+    closings = make("closed", INTERNAL, close(7, OUT, 150, TcpState.FIN_WAIT2, sent=30), Loss(200))
+    for now in (210, 220, 230):
+        assert closings.compare([gone(OUT, now, in_time_wait=True)], lambda end: end == IN, now) == []
+    (closed,) = closings.follow([close(8, IN, 300, sent=40)], nowhere)
+    assert isinstance(closed, Closed)
+    assert (closed.source_bytes, closed.destination_bytes, closed.first) == (30, 40, "source")
+
+
 def test_two_polls_after_a_loss_what_is_not_shown_is_over() -> None:
     """Though the polls that showed it go were before the loss was known."""
     elsewhere = OPENED._replace(owner=Owner(network=OTHER), time=101, source_socket=9)
@@ -207,6 +216,8 @@ def test_what_looks_like_a_key_between_two_records_is_none() -> None:
     packed.change(b"ab", b"ab", b"xy")
     assert sorted(packed.find(b"ab")) == [b"ab", b"xy"]
     packed.remove(b"ab", b"xy")
+    with pytest.raises(KeyError):
+        packed.remove(b"ab", b"xy")
     assert (packed.find(b"ab"), packed.find(b"cd"), len(packed)) == ([b"ab"], [b"ab"], 2)
     assert sorted(packed.split(packed.text)) == [(b"ab", b"ab"), (b"cd", b"ab")]
 
