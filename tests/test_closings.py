@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.trace, pytest.mark.alone]
 COUNT = 1000
+KILLS = 4
 
 
 def make_connections(host: Namespace, number: int, seed: int) -> subprocess.Popen[str]:
@@ -34,9 +35,12 @@ def make_connections(host: Namespace, number: int, seed: int) -> subprocess.Pope
     return subprocess.Popen([*host.prefix, *program], stdout=subprocess.PIPE, text=True)
 
 
+def of(output: IO[bytes], message_id: str) -> list[dict[str, Any]]:
+    return [fields for fields in read(output) if fields["MESSAGE_ID"] == message_id]
+
+
 def find(output: IO[bytes], message_id: str, port: int) -> list[dict[str, Any]]:
-    found = [fields for fields in read(output) if fields["MESSAGE_ID"] == message_id]
-    return [fields for fields in found if fields["DESTINATION_PORT"] == str(port)]
+    return [fields for fields in of(output, message_id) if fields["DESTINATION_PORT"] == str(port)]
 
 
 def tells_owners(events: list[dict[str, Any]]) -> bool:
@@ -82,6 +86,32 @@ def test_each_closes_once_over_restarts(output: IO[bytes], instance: str, tmp_pa
     events = read(output)
     counted = tells_owners(events)
     assert endings.compare(list(map(json.loads, told.splitlines())), events, counted) == []
+
+
+def test_a_kill_leaves_none_open(output: IO[bytes], instance: str, tmp_path: Path) -> None:
+    """At most what was being written is written twice."""
+    with Namespace() as watched, Namespace() as host:
+        flags = "--report", "both"
+        daemon = run_on(watched, output, instance, tmp_path, *flags)
+        traffic = make_connections(host, 300, 4)
+        for _ in range(KILLS):
+            time.sleep(0.7)
+            daemon.process.kill()
+            daemon.process.communicate()
+            daemon = run_on(watched, output, instance, tmp_path, *flags)
+        told, _ = traffic.communicate(timeout=300)
+        time.sleep(2)
+        daemon.end(signal.SIGTERM)
+    lost = sum(int(fields.get("TCPWATCHD_RECORDS_LOST", 0)) for fields in of(output, event.RECORDS_LOST))
+    counted: dict[str, list[int]] = {event.CONNECTION_OPENED: [], event.CONNECTION_CLOSED: []}
+    for truth in map(json.loads, told.splitlines()):
+        for kind, numbers in counted.items():
+            port = truth["source"][1]
+            found = [f for f in find(output, kind, truth["destination"][1]) if f["SOURCE_PORT"] == str(port)]
+            numbers.append(len(found))
+    for numbers in counted.values():
+        assert numbers.count(0) <= lost
+        assert sum(numbers) - len(numbers) <= KILLS * 50
 
 
 @pytest.mark.parametrize("report", ["closed", "both"])
@@ -171,7 +201,7 @@ def test_a_flag_that_is_missing_is_told(output: IO[bytes], instance: str, tmp_pa
     """As after an upgrade, where the whole command stands in a drop-in of the older version."""
     with Namespace() as host:
         run_on(host, output, instance, tmp_path).end(signal.SIGTERM)
-    (said,) = [fields for fields in read(output) if fields["MESSAGE_ID"] == event.CLOSINGS_UNTOLD]
+    (said,) = of(output, event.CLOSINGS_UNTOLD)
     assert said["ERROR_MESSAGE"] == "--report is not among the flags"
 
 
