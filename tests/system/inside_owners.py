@@ -31,9 +31,9 @@ BOTH, ACTIVATED = 7104, 7105
 """Ports of two services that share one (SO_REUSEPORT), and of a socket unit."""
 
 FETCHED = ("saddr_v6", "daddr_v6_low", "saddr", "uid", "cgroup", "netns")
-COUNTED = ("error", "flags", "sent", "acknowledged", "sent_until", "written_until")
+COUNTED = ("error", "flags", "sent", "acknowledged", "written_until")
 RECEIVED = ("received", "received_until", "read_until")
-"""What probes fetch, but for what connections over loopback have none of: bytes that are sent again."""
+"""What probes fetch, but for what is the same as something beside it in connections over loopback."""
 
 
 def owners() -> dict[str, Any]:
