@@ -23,9 +23,9 @@ from tcpwatchd.tracking.closings import Closings
 from tcpwatchd.tracking.tracker import FOREVER, Tracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from tcpwatchd.connection import End, Gone, Loss, Report, Snapshot, Transition
+    from tcpwatchd.connection import Gone, Report, Snapshot
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
@@ -69,7 +69,8 @@ class Pipeline:
         self.outbox = Outbox(sink, message_owner=message_owner)
         """What waits to be written."""
         tracking = self._tracker, self._audit, owners, self._closings
-        self._recovery = Recovery(store, Stages(self._tables, *tracking, self.outbox, trace, self._decoder))
+        self._stages = Stages(self._tables, *tracking, self.outbox, trace, self._decoder)
+        self._recovery = Recovery(store, self._stages)
         self._counted_until = FOREVER
         """Until when the counters tell that are compared next, nanoseconds of CLOCK_BOOTTIME."""
         self._trace_unbroken = False
@@ -117,10 +118,10 @@ class Pipeline:
         new = self._tracker.find_new(snapshot, unchanged, records_may_follow)
         self._tables.keep()
         self._feed_watchdog()
-        self._report_found(new)
+        self.outbox.add(self._stages.name_and_follow(new))
         if records_may_follow:
             self._closings.note_loss(snapshot.started)
-        self.outbox.add(self._closings.compare(self._list_gone(), self._shows, snapshot.ended))
+        self.outbox.add(self._closings.compare(self._list_gone(), self._stages.shows, snapshot.ended))
         self._owners.note_poll(self._tracker.listeners, snapshot.started)
         self._note_owners(polled=True)
         self._count_missed(counters, snapshot, new, trace_sound)
@@ -234,20 +235,13 @@ class Pipeline:
         released = self._tracker.release(until)
         opened = [item for item in released if isinstance(item, Connection)]
         self._audit.add_found(opened, self._counted_until)
-        self._report_found(released)
+        self.outbox.add(self._stages.name_and_follow(released))
 
     def _list_gone(self) -> list[Gone]:
         """But for those of which a record waits, which tells more."""
         deferred = self._decoder.deferred if self._decoder else []
         waiting = self._tracker.closing.union(record.end for record in deferred)
         return [gone for gone in self._tracker.gone if gone.end not in waiting]
-
-    def _shows(self, end: End) -> bool:
-        return self._tracker.shows(end, self._tables.holds)
-
-    def _report_found(self, found: Iterable[Connection | Transition | Loss]) -> None:
-        named = [self._owners.name(item) if isinstance(item, Connection) else item for item in found]
-        self.outbox.add(self._closings.follow(named, self._shows))
 
     def _read_counters(self) -> list[int] | None:
         """None where they are not to be had, which is reported once, and when it is over."""

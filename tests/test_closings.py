@@ -156,6 +156,15 @@ def test_without_the_trace_two_polls_without_its_row_end_it(output: IO[bytes]) -
         assert abs(int(fields["EVENT_DURATION"]) / 1000 - duration) < 10
 
 
+def open_short(host: Namespace, output: IO[bytes], message_id: str) -> int:
+    """The port of ten short connections, when each has an entry of this kind."""
+    traffic = Traffic(host.pid, "short", "10")
+    server, _ = traffic.truth()
+    traffic.end()
+    wait_until(lambda: len(find(output, message_id, server)) == 10, 5, "all reported")
+    return int(server)
+
+
 def test_the_filter_is_as_wide_as_what_is_reported(output: IO[bytes], instance: str, tmp_path: Path) -> None:
     """Without the ends of connections in its trace, the service reports that they open, and says so."""
     name = os.path.basename(instance)
@@ -165,20 +174,14 @@ def test_the_filter_is_as_wide_as_what_is_reported(output: IO[bytes], instance: 
         assert not tells_closing(instance, find_event(instance))
         assert os.stat(f"{TRACING}/instances/{name}").st_ino == inode
         daemon = run_on(host, output, instance, tmp_path, "--report", "closed")
-        traffic = Traffic(host.pid, "short", "10")
-        server, _ = traffic.truth()
-        traffic.end()
-        wait_until(lambda: len(find(output, event.CONNECTION_OPENED, server)) == 10, 5, "opened")
+        server = open_short(host, output, event.CONNECTION_OPENED)
         daemon.end(signal.SIGTERM)
         assert find(output, event.CONNECTION_CLOSED, server) == []
         assert count(output, event.CLOSINGS_UNTOLD) == 1
         set_up(name, None, closing=True)
         assert tells_closing(instance, find_event(instance))
         daemon = run_on(host, output, instance, tmp_path, "--report", "closed")
-        traffic = Traffic(host.pid, "short", "10")
-        server, _ = traffic.truth()
-        traffic.end()
-        wait_until(lambda: len(find(output, event.CONNECTION_CLOSED, server)) == 10, 5, "closed")
+        server = open_short(host, output, event.CONNECTION_CLOSED)
         daemon.end(signal.SIGTERM)
     assert find(output, event.CONNECTION_OPENED, server) == []
     assert count(output, event.CLOSINGS_UNTOLD) == 1

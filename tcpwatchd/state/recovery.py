@@ -20,9 +20,9 @@ from tcpwatchd.state.baseline import Baseline, BaselineError
 from tcpwatchd.tracking.tracker import FOREVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from tcpwatchd.connection import Closed, Drain, Loss, Transition
+    from tcpwatchd.connection import Closed, Drain, End, Loss, Transition
     from tcpwatchd.kernel.tables import Tables
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
@@ -45,6 +45,15 @@ class Stages(NamedTuple):
     outbox: Outbox
     trace: Trace | None
     decoder: Decoder | None
+
+    def name_and_follow(self, found: Iterable[Connection | Transition | Loss]) -> list[Connection | Closed]:
+        """What is to be reported of what the tracker found, connections with their owners."""
+        named = [self.owners.name(item) if isinstance(item, Connection) else item for item in found]
+        return self.closings.follow(named, self.shows)
+
+    def shows(self, end: End) -> bool:
+        """Whether polls show an open socket of this end."""
+        return self.tracker.shows(end, self.tables.holds)
 
 
 class Resumed(NamedTuple):
@@ -149,12 +158,8 @@ class Recovery:
         return Resumed(unreported, trace_unbroken)
 
     def _take_found(self, released: list[Connection | Transition | Loss]) -> list[Connection | Closed]:
-        found = [
-            self._stages.owners.name(item) if isinstance(item, Connection) else item for item in released
-        ]
-        self._stages.audit.add_found(item for item in found if isinstance(item, Connection))
-        tracker, holds = self._stages.tracker, self._stages.tables.holds
-        return self._stages.closings.follow(found, lambda end: tracker.shows(end, holds))
+        self._stages.audit.add_found(item for item in released if isinstance(item, Connection))
+        return self._stages.name_and_follow(released)
 
     def _replay(self, baseline: Baseline, log: Log) -> tuple[int, Progress]:
         """Follow what was logged since the baseline: the same pages give the same reports in the same order.
