@@ -10,8 +10,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import now
-from tcpwatchd.config import UsageError, parse_arguments
-from tcpwatchd.failure import Failure, describe
+from tcpwatchd.config.files import ConfigError
+from tcpwatchd.config.flags import format_settings, load, parse_arguments
+from tcpwatchd.config.settings import SETTINGS
+from tcpwatchd.failure import Failure, UsageError, describe
 from tcpwatchd.kernel.instance import (
     BUFFER_KB,
     PAGE_KB,
@@ -30,12 +32,12 @@ from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.service.notify import open_notifier
 from tcpwatchd.service.signals import Signals
 from tcpwatchd.state.store import Store
-from tcpwatchd.watch import Watch
+from tcpwatchd.watch import Reloaded, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tcpwatchd.config import Settings
+    from tcpwatchd.config.flags import Settings
     from tcpwatchd.output.sinks import Sink
 
 SERVICE_INSTANCE = "tcpwatchd"
@@ -55,14 +57,20 @@ def main() -> int:
     sink = None
     try:
         open_stderr()
-        settings = parse_arguments(sys.argv[1:])
+        flags = parse_arguments(sys.argv[1:])
+        if flags.check_config:
+            return check_configuration(flags)
+        settings = load(flags)
+        if settings.show_config:
+            os.write(STDOUT, f"{format_settings(settings)}\n".encode())
+            return 0
         if settings.trace_setup:
             set_up_for_service(settings)
             return 0
         sink = SINKS[choose_output(settings.output)]()
         signals = Signals({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         with contextlib.ExitStack() as stack:
-            hung_up = run(settings, sink, signals, stack)
+            hung_up = run(flags, settings, sink, signals, stack)
     except BrokenPipeError:
         return 0  # the reader has seen enough
     except (OSError, ImportError, Failure) as error:
@@ -74,9 +82,21 @@ def main() -> int:
     return 0
 
 
+def check_configuration(flags: Settings) -> int:
+    """Says all that is wrong with it, a line for each."""
+    try:
+        load(flags)
+    except ConfigError as error:
+        for fault in error.faults:
+            print_error(str(fault))
+        return 2
+    os.write(STDOUT, b"OK\n")
+    return 0
+
+
 def set_up_for_service(settings: Settings) -> None:
     """Raises TraceError and OSError."""
-    name, buffer_kb = settings.trace_instance or SERVICE_INSTANCE, settings.trace_buffer
+    name, buffer_kb = settings.trace_instance or SERVICE_INSTANCE, settings.wanted_buffer
     remove_stale()
     fault = find_fault(name)
     path, made, no_owners = set_up(name, buffer_kb, settings.report != "opened")
@@ -87,10 +107,12 @@ def set_up_for_service(settings: Settings) -> None:
         print_error(f"the kernel does not tell who owns a connection: {no_owners}", NOTICE)
     used = read_buffer_size(path)
     if buffer_kb and used and used + PAGE_KB < buffer_kb > BUFFER_KB:
-        print_error(f"--trace-buffer {buffer_kb}: all CPUs share {TOTAL_KB} KiB, {used} a CPU", WARNING)
+        print_error(f"TraceBuffer={buffer_kb}K: all CPUs share {TOTAL_KB} KiB, {used} a CPU", WARNING)
 
 
-def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack) -> bool:
+def run(
+    flags: Settings, settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack
+) -> bool:
     """Whether it was SIGHUP that ended it."""
     if settings.once and settings.trace == "require":
         raise UsageError("--trace require: not with --once, which never traces")
@@ -106,19 +128,43 @@ def run(settings: Settings, sink: Sink, signals: Signals, stack: contextlib.Exit
             if settings.trace == "require":
                 raise UsageError(f"--trace require: {error}") from error
             no_trace_reason = str(error)
-    owners = Owners(read_network(), Processes(settings.command_lines))
-    report = settings.report if not trace or trace.tells_closing else "opened"
-    message_owner, feed_watchdog = settings.message_owner, notifier.feed_watchdog
-    pipeline = Pipeline(sink, store, trace, owners, message_owner, feed_watchdog, report=report)
+    processes = Processes(settings.command_lines)
+    pipeline = Pipeline(
+        sink,
+        store,
+        trace,
+        Owners(read_network(), processes),
+        settings.message_owner,
+        notifier.feed_watchdog,
+        report=settings.report if not trace or trace.tells_closing else "opened",
+        rules=settings.rules,
+        limit=settings.fold,
+    )
     if trace and trace.tells_closing != (settings.report != "opened"):
         pipeline.report(closings_untold(trace.tells_closing, now()))
-    watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason)
+
+    def reload() -> Reloaded:
+        new = load(flags)
+        pipeline.switch(new.rules, new.fold)
+        pipeline.outbox.message_owner, processes.command_lines = new.message_owner, new.command_lines
+        return Reloaded(new.interval, list_changes(settings, new))
+
+    watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason, reload)
     try:
         watch.run_once() if settings.once else watch.run()
     finally:
         if watch.lost_at_end:
             print_error(f"{count(watch.lost_at_end, 'connection')} found and not written")
     return watch.hung_up
+
+
+def list_changes(settings: Settings, new: Settings) -> list[str]:
+    """Keys of settings that only a restart changes."""
+    return [
+        f"{setting.key}="
+        for setting in SETTINGS
+        if setting.needs_restart and getattr(new, setting.name) != getattr(settings, setting.name)
+    ]
 
 
 def open_trace(settings: Settings, supervised: bool, stack: contextlib.ExitStack) -> Trace:
@@ -136,7 +182,7 @@ def open_trace(settings: Settings, supervised: bool, stack: contextlib.ExitStack
         remove_stale()
         raise_file_limit()
         name = settings.trace_instance or f"{OWN_INSTANCE}{os.getpid()}"
-        path, _, no_owners = set_up(name, settings.trace_buffer, settings.report != "opened")
+        path, _, no_owners = set_up(name, settings.wanted_buffer, settings.report != "opened")
         try:
             trace = Trace(path, no_owners)
         except TraceError:

@@ -11,6 +11,8 @@ Direction = Literal["ingress", "egress", "internal"]
 Detection = Literal["trace", "poll", "startup"]
 ClosedBy = Literal["fin", "reset", "timeout"]
 Report = Literal["opened", "closed", "both"]
+Priority = Literal["4", "5", "6"]
+"""Of an entry, as in syslog(3): warning, notice, info."""
 
 
 make = tuple.__new__
@@ -300,6 +302,7 @@ class Connection(NamedTuple):
     """When it opened, or when the poll saw it: nanoseconds of CLOCK_BOOTTIME."""
     guessed: bool = False
     """Whether nothing shows which end opened it: source and destination may be the other way round."""
+    priority: Priority = "6"
     opener: Socket | None = None
     acceptor: Socket | None = None
     caller: Caller | None = None
@@ -326,6 +329,22 @@ class Closed(NamedTuple):
     destination_bytes: int | None
     """Payload that each end sent."""
     detected_by: Detection
+
+
+class Ignored(NamedTuple):
+    """A connection that is not to be reported."""
+
+    connection: Connection
+
+
+class Folded(NamedTuple):
+    """Connections that differ in nothing that is reported but their source ports, as one."""
+
+    first: Connection | Closed
+    """With what all of them have, and the sums of their bytes."""
+    number: int
+    last: int
+    """When the last of them opened, or closed: nanoseconds of CLOCK_BOOTTIME."""
 
 
 class Loss(NamedTuple):
@@ -360,10 +379,10 @@ class OpenKnown(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a sink took: how many events, and among them connections, and lost records that were told."""
+    """What a sink took: events, among them entries of connections, and lost records that were told."""
 
     events: int
-    connections: int
+    entries: int
     lost: int
 
 

@@ -11,6 +11,10 @@ PACKAGES = {"systemd": ("python3-systemd", "systemd-python"), "sdnotify": ("pyth
 """What brings a module: the package of Debian and Fedora, and that of PyPI."""
 
 
+class UsageError(Failure):
+    """What was asked for makes no sense, or cannot be had here; the text names the flag or the setting."""
+
+
 def describe(error: Exception) -> str:
     if isinstance(error, ImportError):
         return describe_import(error)

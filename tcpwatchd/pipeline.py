@@ -17,23 +17,28 @@ from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.output import event
 from tcpwatchd.output.outbox import RETRY, Outbox
+from tcpwatchd.policy.policy import Policy
 from tcpwatchd.state.recovery import Recovery, Stages
 from tcpwatchd.tracking.audit import Audit
 from tcpwatchd.tracking.closings import Closings
 from tcpwatchd.tracking.tracker import FOREVER, Tracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tcpwatchd.connection import Gone, Report, Snapshot
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
     from tcpwatchd.owners.owners import Owners
+    from tcpwatchd.policy.folding import Limit
+    from tcpwatchd.policy.rules import Rule
     from tcpwatchd.state.store import Store
 
 LOSS_PAUSE = 1.0
 """Seconds between two reports of lost records, while they go on being lost."""
+TALLY_EVERY = 3_600_000_000
+"""Microseconds between two counts of what was ignored and folded."""
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -54,6 +59,8 @@ class Pipeline:
         feed_watchdog: Callable[[], None] = lambda: None,
         root: str = "/proc/self/net",
         report: Report = "opened",
+        rules: Sequence[Rule] = (),
+        limit: Limit | None = None,
     ) -> None:
         self._feed_watchdog = feed_watchdog
         self._root = root
@@ -63,12 +70,14 @@ class Pipeline:
         self._tables = Tables(root)
         self._owners = owners
         self._tracker = Tracker(owners.network, follows_closing=report != "opened")
-        self._closings = Closings(report, owners.network, trace is not None and trace.tells_owners)
+        tells_owners = trace is not None and trace.tells_owners
+        self._policy = Policy(rules, limit, now(), owners.network, by_owner=tells_owners)
+        self._closings = Closings(report, owners.network, tells_owners)
         self._tracker.addresses = read_addresses(root)
         self._audit = Audit()
         self.outbox = Outbox(sink, message_owner=message_owner)
         """What waits to be written."""
-        tracking = self._tracker, self._audit, owners, self._closings
+        tracking = self._tracker, self._audit, self._policy, owners, self._closings
         self._stages = Stages(self._tables, *tracking, self.outbox, trace, self._decoder)
         self._recovery = Recovery(store, self._stages)
         self._counted_until = FOREVER
@@ -89,12 +98,22 @@ class Pipeline:
         """When it was last found to be so, if it is not."""
         self._sound_since_poll = True
         """Whether each check since the poll before found it so."""
-        self._totals = dict.fromkeys(("missed_trace", "missed_inbound", "missed_outbound"), 0)
-        self._totals |= dict.fromkeys(("records_lost", "malformed_rows"), 0)
+        counted = "missed_trace", "missed_inbound", "missed_outbound", "records_lost", "malformed_rows"
+        self._totals = dict.fromkeys(counted, 0)
 
     def resume(self) -> None:
         """Go on from where the process before ended, if it left anything."""
+        rules, limit, *_ = self._policy.known
         self._totals["records_lost"], self._trace_unbroken = self._recovery.resume()
+        self.switch(rules, limit)
+
+    def switch(self, rules: Sequence[Rule], limit: Limit | None) -> None:
+        """From now on report by these; what was folded, ignored and counted by others is told."""
+        if not self._policy.is_of(rules, limit):
+            self._settle(everything=True)
+            self._policy.switch(rules, limit)
+            self._recovery.changed = True
+            self._recovery.save()
 
     def poll(self) -> None:
         """Find what is new, and keep it. Raises OSError and TableError: those of the tables.
@@ -118,18 +137,43 @@ class Pipeline:
         new = self._tracker.find_new(snapshot, unchanged, records_may_follow)
         self._tables.keep()
         self._feed_watchdog()
-        self.outbox.add(self._stages.name_and_follow(new))
+        self.outbox.add(self._stages.select(new))
         if records_may_follow:
             self._closings.note_loss(snapshot.started)
-        self.outbox.add(self._closings.compare(self._list_gone(), self._stages.shows, snapshot.ended))
+        closed = self._closings.compare(self._list_gone(), self._stages.shows, snapshot.ended)
+        self.outbox.add(self._policy.fold(closed))
         self._owners.note_poll(self._tracker.listeners, snapshot.started)
         self._note_owners(polled=True)
         self._count_missed(counters, snapshot, new, trace_sound)
         self._report_malformed(snapshot.malformed)
         self._report_lost()
         self._recovery.changed |= bool(snapshot.fresh or snapshot.gone)
+        self._settle()
         self._recovery.save()
         self._feed_watchdog()
+
+    def settle(self, everything: bool = False) -> None:
+        """Between polls: have written what was folded long enough, and once an hour how much was not.
+
+        What is written so is kept at once. Otherwise another process, after a kill, could not know that it
+        was.
+        """
+        if self._settle(everything):
+            self._recovery.save()
+
+    def _settle(self, everything: bool = False) -> bool:
+        """Whether there was anything."""
+        entries = self._policy.settle(FOREVER if everything else boot_ns(), everything)
+        self.outbox.add(entries)
+        tally, moment = None, now()
+        if everything or moment - self._policy.since >= TALLY_EVERY:
+            tally = self._policy.take_tally(moment)
+            if not tally.is_empty:
+                ignored = [(f"{rule.path}:{rule.line}", number) for rule, number in tally.ignored]
+                told = event.connections_counted(tally.since, ignored, tally.folded, self.totals, moment)
+                self.report(told)
+        self._recovery.changed |= bool(entries or tally)
+        return bool(entries or tally)
 
     def drain(self) -> None:
         """Take out what the trace has, log it, and follow it.
@@ -154,7 +198,7 @@ class Pipeline:
         drain = trace.drain()
         self._recovery.log_drain(drain)
         transitions, lost = decoder.decode(drain)
-        self._owners.follow(decoder.take_groups(), transitions, lost > 0)
+        self._stages.follow_owners(decoder.take_groups(), transitions, lost > 0)
         self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole, drain.began)
         self._drained_whole = drain.whole
         self._totals["records_lost"] += lost
@@ -235,7 +279,7 @@ class Pipeline:
         released = self._tracker.release(until)
         opened = [item for item in released if isinstance(item, Connection)]
         self._audit.add_found(opened, self._counted_until)
-        self.outbox.add(self._stages.name_and_follow(released))
+        self.outbox.add(self._stages.select(released))
 
     def _list_gone(self) -> list[Gone]:
         """But for those of which a record waits, which tells more."""
@@ -276,10 +320,11 @@ class Pipeline:
         self.drain()
         if self._decoder and not self._store.enabled:
             deferred = self._decoder.take_deferred()
-            self._owners.follow([], deferred, False)
+            self._stages.follow_owners([], deferred, False)
             self._tracker.follow(deferred, False, self._tables.holds)
         self._take_released(FOREVER)
         self._report_lost()
+        self.settle(everything=True)
         self._send_all(until)
         unreported = 0 if self._store.enabled else self._closings.unreported
         self.report(describe_end({**self.totals, "unreported": unreported}))
@@ -341,6 +386,10 @@ class Pipeline:
         return {
             "reported": sum(written.values()),
             "reported_closed": self.outbox.written_closed,
+            "ignored": self._policy.ignored,
+            "folded": self.outbox.written_folded,
+            "folded_closed": self.outbox.written_folded_closed,
+            "unwritten": self.outbox.count_waiting() + self._policy.count_held(),
             "not_followed": self._closings.not_followed,
             **by_source,
             **self._totals,

@@ -7,7 +7,7 @@ import math
 import select
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd import __version__
 from tcpwatchd.clock import boot_ns, now
@@ -16,7 +16,7 @@ from tcpwatchd.output import event
 from tcpwatchd.output.outbox import RETRY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.sinks import Sink
@@ -30,8 +30,9 @@ DRAIN_CREDIT = 0.2
 """Seconds of drains that may be made at once after a pause: while connections are few, none waits."""
 EARLY_POLL_PAUSE = 1.0
 """Seconds between two polls that come before their time."""
-CHECK_TRACE_EVERY = 10.0
-"""Seconds between two looks at how the trace is set up, where polls are fewer; CPUs may have come online."""
+CHECK_EVERY = 10.0
+"""Seconds between two looks at how the trace is set up, where polls are fewer, for CPUs may have come online;
+and at what was folded long enough to be written."""
 STATUS_PAUSE = 1.0
 """Seconds between two notes of what was reported, unless a poll brings one."""
 LAST_WORDS = 1.0
@@ -44,8 +45,18 @@ READER_GONE = select.POLLERR | select.POLLHUP
 NANOSECONDS = 1_000_000_000
 
 
+class Reloaded(NamedTuple):
+    """What changed in the loop, and the settings that changed and take a restart."""
+
+    interval: float
+    needs_restart: list[str]
+
+
 class Watch:
-    """`interval` is in seconds; `no_trace_reason` is why there is no trace, if that is to be reported."""
+    """`interval` is in seconds; `no_trace_reason` is why there is no trace, if that is to be reported.
+
+    `reload` reads the configuration again and applies it. It raises Failure, and changes nothing then.
+    """
 
     def __init__(
         self,
@@ -56,6 +67,7 @@ class Watch:
         interval: float,
         trace: Trace | None = None,
         no_trace_reason: str | None = None,
+        reload: Callable[[], Reloaded] | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._outbox = pipeline.outbox
@@ -64,6 +76,7 @@ class Watch:
         self._interval = interval
         self._trace = trace
         self._no_trace_reason = no_trace_reason
+        self._reload = reload
         self._poller = select.poll()
         self._poller.register(signals, select.POLLIN)
         self._reader = sink.fileno
@@ -72,7 +85,7 @@ class Watch:
         self._awaiting_trace = False
         """Whether the poller wakes for the trace."""
         self._poll_at = self._drain_at = self._status_at = time.monotonic()
-        self._check_trace_at = self._poll_at + CHECK_TRACE_EVERY
+        self._check_at = self._poll_at + CHECK_EVERY
         """From when on each may be done, in seconds of CLOCK_MONOTONIC."""
         self._status_behind = False
         """Whether something was written since the status was told."""
@@ -101,6 +114,7 @@ class Watch:
         while not self._is_asked_to_stop():
             self._notifier.feed_watchdog()
             self._send()
+            self._check()
             if self._is_poll_due():
                 self._poll()
             elif self._wait_until(self._find_deadline()):
@@ -114,6 +128,7 @@ class Watch:
     def run_once(self) -> None:
         """Report what is open now. Raises what reading or the sink raises, and Failure if that is stuck."""
         self._pipeline.poll()
+        self._pipeline.settle(everything=True)
         with self._counting_lost():
             patience = ONCE_PATIENCE if self._reader is None else PAGER_PATIENCE
             give_up_at = time.monotonic() + patience
@@ -178,16 +193,20 @@ class Watch:
                 self._pipeline.report(event.poll_recovered(self._failed_polls_in_a_row, now()))
             self._failed_polls_in_a_row = 0
         self._polled_at = time.monotonic()
-        self._check_trace_at = self._polled_at + CHECK_TRACE_EVERY
+        self._check_at = self._polled_at + CHECK_EVERY
         self._set_next_poll()
         self._notify_status()
 
-    def _drain(self) -> None:
+    def _check(self) -> None:
+        """If no poll did it for some time."""
         moment = time.monotonic()
-        self._drain_at = max(self._drain_at, moment - DRAIN_CREDIT) + DRAIN_EVERY
-        if moment >= self._check_trace_at:
-            self._check_trace_at = moment + CHECK_TRACE_EVERY
+        if moment >= self._check_at and not self._outbox.full:
+            self._check_at = moment + CHECK_EVERY
             self._pipeline.check_trace()
+            self._pipeline.settle()
+
+    def _drain(self) -> None:
+        self._drain_at = max(self._drain_at, time.monotonic() - DRAIN_CREDIT) + DRAIN_EVERY
         self._pipeline.drain()
 
     def _find_deadline(self) -> float:
@@ -200,21 +219,18 @@ class Watch:
             deadlines.append(moment + RETRY if self._outbox.stuck else moment)
         if not self._outbox.full:
             deadlines.append(self._find_next_poll())
+            deadlines.append(self._check_at)
             deadlines.append(self._find_next_drain(moment))
         return min(deadlines)
 
     def _find_next_drain(self, moment: float) -> float:
-        """When to drain though the trace wakes nobody.
-
-        That is after a pause, when a held report is released, and to see whether the trace is sound.
-        """
+        """When to drain though the trace wakes nobody: after a pause, and when a held report is released."""
         if not self._trace:
             return math.inf
         if moment < self._drain_at:
             return self._drain_at
         release = self._pipeline.next_release
-        released_at = math.inf if release is None else moment + (release - boot_ns()) / NANOSECONDS
-        return min(released_at, self._check_trace_at)
+        return math.inf if release is None else moment + (release - boot_ns()) / NANOSECONDS
 
     def _wait_until(self, deadline: float) -> bool:
         """Until something comes, or the deadline; whether the trace is to be drained."""
@@ -240,11 +256,30 @@ class Watch:
             self._awaiting_trace = wanted
 
     def _is_asked_to_stop(self) -> bool:
+        reload = False
         for number in self._signals.take():
-            if number != signal.SIGHUP or not self._notifier.supervised:
+            if number == signal.SIGHUP and self._notifier.supervised:
+                reload = True
+            else:
                 self._stopping = True
                 self.hung_up = number == signal.SIGHUP
+        if reload and not self._stopping:
+            self._read_configuration()
         return self._stopping
+
+    def _read_configuration(self) -> None:
+        """Again; a wrong one changes nothing."""
+        if not self._reload:
+            return
+        self._notifier.reloading()
+        try:
+            self._interval, needs_restart = self._reload()
+        except Failure as error:
+            self._pipeline.report(event.reload_failed(describe(error), now()))
+        else:
+            self._poll_at = min(self._poll_at, time.monotonic() + self._interval)
+            self._pipeline.report(event.reloaded(needs_restart, now()))
+        self._notifier.ready(self._status())
 
     def _notify_status(self) -> None:
         self._status_at = time.monotonic() + STATUS_PAUSE
@@ -252,10 +287,7 @@ class Watch:
         self._notifier.status(self._status())
 
     def _describe_end(self, totals: dict[str, int]) -> event.Event:
-        unwritten = self._outbox.count_waiting()
-        return event.watch_stopped(
-            {**totals, "failed_polls": self._failed_polls, "unwritten": unwritten}, now()
-        )
+        return event.watch_stopped({**totals, "failed_polls": self._failed_polls}, now())
 
     def _status(self) -> str:
         totals = self._pipeline.totals
@@ -269,9 +301,7 @@ class Watch:
         if not self._trace:
             inbound, outbound = totals["missed_inbound"], totals["missed_outbound"]
             missed = f"{inbound} inbound and at most {outbound} outbound missed"
-        reported = f"{event.count(totals['reported'], 'connection')} reported"
-        if totals["reported_closed"]:
-            reported += f" when they opened, {totals['reported_closed']} when they closed,"
+        reported = event.describe_totals(totals)
         here = event.count(self._pipeline.open, "open socket")
         counts = f"{reported} since the start, {missed}; {here} here"
         trouble = ""

@@ -10,6 +10,7 @@ from tcpwatchd.connection import (
     Connection,
     End,
     Endpoint,
+    Folded,
     Known,
     Listener,
     Owner,
@@ -20,6 +21,9 @@ from tcpwatchd.connection import (
     Transition,
 )
 from tcpwatchd.output.event import Event, poll_failed
+from tcpwatchd.policy.folding import Limit
+from tcpwatchd.policy.policy import Policy
+from tcpwatchd.policy.rules import compile_rule
 from tcpwatchd.state.baseline import Baseline
 from tcpwatchd.tracking.closings import Closings
 
@@ -31,8 +35,10 @@ CONNECTION = Connection(THERE, HERE, "ingress", TcpState.ESTABLISHED, "trace", 5
 SOCKET = Socket(1000, 2**33, 4026531840)
 OWNED = CONNECTION._replace(opener=SOCKET, acceptor=SOCKET, caller=Caller(4, 77, b"\xff\n"))
 OWNER = Owner(1000, "alice", "user@1000.service", "a.service", "box", 4242, None, "x\\n1", "/bin/x", None, 4)
-
-
+RULES = (
+    compile_rule("Ignore", "unit a.service or port web", "/etc/x.conf", 3, {"web": 80}.__getitem__),
+    compile_rule("Warning", "ingress", "/etc/x.conf", 4, len),
+)
 CLOSING = Transition(
     9, 3, TcpState.ESTABLISHED, TcpState.CLOSE, END, 0, closing=Closing(4026531840, 104, 3, 5, 6, 7, 8)
 )
@@ -65,7 +71,14 @@ def make_full() -> Baseline:
     blocks = [[{b"a", b"b"}, {b"c"}], [{b"6"}]]
     named = OWNED._replace(opener=None, acceptor=None, caller=None, owner=OWNER, listener=Owner(user=33))
     closed = Closed(named, 9, "reset", None, 5, None, "trace")
-    waiting: list[Connection | Closed | Event] = [CONNECTION, poll_failed('a "b"\n\0', 4), named, closed]
+    loud = CONNECTION._replace(priority="4")
+    waiting: list[Connection | Closed | Folded | Event] = [
+        CONNECTION,
+        poll_failed('a "b"\n\0', 4),
+        named,
+        closed,
+    ]
+    waiting += [loud, Folded(loud, 3, 9), Folded(closed, 2, 8)]
     owners = OwnersKnown({7: b"/system.slice/x.service"}, {9: Listener(HERE, SOCKET, 5, 77, 4)})
     counters = [0, -1, 5, 6, 7]
     taken = {0: 5, 1: 6}
@@ -74,6 +87,9 @@ def make_full() -> Baseline:
     internal = named._replace(source=HERE6, destination=THERE6, direction="internal", source_socket=5)
     closings.follow([internal, CLOSING._replace(end=END6, skaddr=5)], lambda _end: True)
     open_known = closings.known
-    return Baseline(
-        1, 1, 4026, 99, taken, deferred, known, waiting, counters, blocks, 98, owners, open_known, 17
-    )
+    policy = Policy(RULES, Limit(1, 1000), now=44)
+    policy.fold([CONNECTION, CONNECTION, closed, closed, closed])
+    for found in (named, CONNECTION, loud):
+        policy.choose(found, lambda connection: connection)
+    kept = owners, open_known, 17, policy.known
+    return Baseline(1, 1, 4026, 99, taken, deferred, known, waiting, counters, blocks, 98, *kept)

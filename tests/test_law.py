@@ -10,18 +10,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tcpwatchd"
 WORDS = {"connection", "failure"}
 """What every stage may import, beside the modules of its own folder."""
-FOLDERS = {"kernel", "tracking", "owners", "output", "state", "service"}
+FOLDERS = {"kernel", "tracking", "policy", "owners", "output", "state", "service", "config"}
 MORE = {
     "kernel.trace": {"clock"},
     "kernel.tables": {"clock"},
     "owners.processes": {"clock"},
     "output.outbox": {"clock"},
-    "state.baseline": {"output.event", "tracking.closings"},
-    "state.recovery": {"clock", "kernel", "tracking", "owners", "output"},
-    "pipeline": {"clock", *WORDS, *FOLDERS - {"service"}},
+    "config.values": {"policy"},
+    "config.flags": {"__version__", "policy"},
+    "state.baseline": {"output.event", "policy", "tracking.closings"},
+    "state.recovery": {"clock", "kernel", "tracking", "policy", "owners", "output"},
+    "pipeline": {"clock", *WORDS, *FOLDERS - {"service", "config"}},
     "watch": {"__version__", "clock", "failure", "kernel.trace", "output", "pipeline", "service"},
-    "config": {"__version__", "connection", "failure"},
-    "__main__": {"clock", "config", "failure", "pipeline", "watch", *FOLDERS},
+    "__main__": {"clock", "failure", "pipeline", "watch", *FOLDERS},
     "__init__": set(),
     "clock": set(),
     "connection": set(),
@@ -30,6 +31,7 @@ MORE = {
 """What a module may import that composes stages, or is none."""
 PURE = ("tracking.tracker", "tracking.comparison", "tracking.audit", "tracking.closings", "tracking.packed",
         "kernel.pages", "kernel.rows",
+        "policy.expression", "policy.rules", "policy.folding", "policy.policy",
         "output.event", "state.baseline", "connection", "failure")  # fmt: skip
 LONGEST = 50
 MODULES = sorted(

@@ -46,10 +46,18 @@ OWNERS_FAILED = "a395ece0126848d19e89636eb872ba3d"
 OWNERS_RECOVERED = "e435dee5feee4ad8b2d0dfded764f083"
 CLOSINGS_UNTOLD = "d083b394e11c41628505b43f7ce5d55b"
 
+CONNECTIONS_OPENED = "88c35006b4a7440a9cff6250af81af72"
+CONNECTIONS_CLOSED = "178e2941afe3415fb1cd61f599e268ff"
+CONNECTIONS_COUNTED = "5a40ed89b8094cf497b217da811bcfa1"
+RELOADED = "b7029b9e511f42b6b02b1e14186e4922"
+RELOAD_FAILED = "895d045cb1a8495f9fcad545c19b4a8e"
+
 ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
 MICROSECONDS = 1_000_000
 QUOTED = 160
 """Bytes of a malformed row that are quoted."""
+MOST_SHOWN, MOST_COUNTED = 5, 1000
+"""Rules that are named in a message, and in a field."""
 
 
 OWNER_FIELDS = {
@@ -96,12 +104,21 @@ def connection_closed(closed: Closed, opened: int, ended: int, with_owner: bool 
 
     Of a connection that was open before the watch began nobody knows how long it was.
     """
-    connection, time, by, first, source_bytes, destination_bytes, detected_by = closed
+    connection, time = closed[:2]
     named = "Connection closed", CONNECTION_CLOSED, "connection-closed"
     fields = list_fields(named, connection, opened, with_owner)
     fields["EVENT_END"] = format_utc(ended)
     if connection.detected_by != "startup" and time >= connection.time:
         fields["EVENT_DURATION"] = str(time - connection.time)
+    add_closing(fields, closed)
+    if with_owner:
+        fields["MESSAGE"] += describe_sums(fields)
+    return Event(ended, fields)
+
+
+def add_closing(fields: dict[str, str], closed: Closed) -> None:
+    """What is known of how it closed."""
+    _, _, by, first, source_bytes, destination_bytes, detected_by = closed
     if source_bytes is not None:
         fields["SOURCE_BYTES"] = str(source_bytes)
     if destination_bytes is not None:
@@ -113,9 +130,36 @@ def connection_closed(closed: Closed, opened: int, ended: int, with_owner: bool 
     if first is not None:
         fields["TCPWATCHD_CLOSED_FIRST"] = first
     fields["TCPWATCHD_CLOSE_DETECTED_BY"] = detected_by
-    if with_owner:
-        fields["MESSAGE"] += describe_sums(fields)
-    return Event(ended, fields)
+
+
+def connections_opened(
+    first: Connection, number: int, opened: int, last: int, with_owner: bool = False
+) -> Event:
+    """Many that differ in their source ports alone, of which `first` has what is the same.
+
+    `opened` and `last` are when the first and the last of them were, in microseconds since the epoch.
+    """
+    named = "New connection", CONNECTIONS_OPENED, "connections-opened"
+    fields = list_fields(named, first, opened, with_owner)
+    return Event(last, make_folded(fields, f"{number} new connections", number, last))
+
+
+def connections_closed(first: Closed, number: int, opened: int, last: int, with_owner: bool = False) -> Event:
+    """The same of what closed; bytes are sums. `last` is when the last of them closed."""
+    named = "Connection closed", CONNECTIONS_CLOSED, "connections-closed"
+    fields = list_fields(named, first.connection, opened, with_owner)
+    add_closing(fields, first)
+    return Event(last, make_folded(fields, f"{number} connections closed", number, last))
+
+
+def make_folded(fields: dict[str, str], message: str, number: int, last: int) -> dict[str, str]:
+    """The source without its port."""
+    rest = fields["MESSAGE"].partition(" -> ")[2]
+    fields["MESSAGE"] = f"{message}: {fields['SOURCE_IP']} -> {rest}"
+    fields["EVENT_END"] = format_utc(last)
+    fields["EVENT_COUNT"] = str(number)
+    del fields["SOURCE_PORT"]
+    return fields
 
 
 def describe_sums(fields: Mapping[str, str]) -> str:
@@ -134,7 +178,8 @@ def list_fields(
     named: tuple[str, str, str], connection: Connection, opened: int, with_owner: bool
 ) -> dict[str, str]:
     """`named` are the beginning of the message, its id, and the action."""
-    source, destination, direction, state, detected_by, _, guessed, *_, owner, listener, _, _ = connection
+    source, destination, direction, state, detected_by, _, guessed, priority, *_ = connection
+    owner, listener = connection.owner, connection.listener
     message, message_id, action = named
     source_ip, source_port = source.ip, source.port
     destination_ip, destination_port = destination.ip, destination.port
@@ -142,7 +187,7 @@ def list_fields(
     fields = {
         "MESSAGE": f"{message}: {here} -> {there}",
         "MESSAGE_ID": message_id,
-        "PRIORITY": INFO,
+        "PRIORITY": priority,
         "SYSLOG_IDENTIFIER": "tcpwatchd",
         "EVENT_ACTION": action,
         "EVENT_START": format_utc(opened),
@@ -197,15 +242,61 @@ def watch_started(version: str, interval: float, ipv6: bool, now: int) -> Event:
 
 def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
     """Each total is a field of its own: "reported" becomes TCPWATCHD_REPORTED."""
-    message = f"Stopped: {count(totals['reported'], 'connection')} reported"
-    if totals["reported_closed"]:
-        message += f" when they opened, {totals['reported_closed']} when they closed"
+    message = f"Stopped: {describe_totals(totals)}"
     if totals["unreported"]:
         message += f", {totals['unreported']} still open and not reported"
     if totals["unwritten"]:
         message += f", {totals['unwritten']} found but not written yet"
-    fields = {f"TCPWATCHD_{name.upper()}": str(total) for name, total in totals.items()}
-    return _own(now, WATCH_STOPPED, WARNING if totals["unwritten"] else INFO, message, **fields)
+    return _own(now, WATCH_STOPPED, WARNING if totals["unwritten"] else INFO, message, **list_totals(totals))
+
+
+def describe_totals(totals: Mapping[str, int]) -> str:
+    """What became of the connections that were found."""
+    text = f"{count(totals['reported'], 'connection')} reported"
+    if totals["reported_closed"] or totals["folded_closed"]:
+        text += f" when they opened, {totals['reported_closed']} when they closed"
+    for name in ("folded", "ignored"):
+        if totals[name]:
+            text += f", {totals[name]} {name}"
+    return text
+
+
+def list_totals(totals: Mapping[str, int]) -> dict[str, str]:
+    """Each as a field of its own."""
+    return {f"TCPWATCHD_{name.upper()}": str(total) for name, total in totals.items()}
+
+
+def connections_counted(
+    since: int, ignored: Iterable[tuple[str, int]], folded: int, totals: Mapping[str, int], now: int
+) -> Event:
+    """Of what was not written one by one since then, in microseconds since the epoch; rules as "file:line".
+
+    The totals are as at the stop: with what was missed, they add up to what was opened.
+    """
+    by_rule = [f"{number} by {place}" for place, number in ignored]
+    number = sum(number for _, number in ignored)
+    shown = ", ".join(by_rule[:MOST_SHOWN])
+    if len(by_rule) > MOST_SHOWN:
+        shown += f", and {len(by_rule) - MOST_SHOWN} more rules"
+    parts = [f"{number} ignored ({shown})"] * (number > 0) + [f"{folded} folded"] * (folded > 0)
+    message = f"Not written one by one since {format_utc(since)}: {', '.join(parts)}"
+    fields = {"EVENT_START": format_utc(since), "EVENT_END": format_utc(now)}
+    fields["TCPWATCHD_IGNORED_BY"] = ", ".join(by_rule[:MOST_COUNTED])
+    return _own(now, CONNECTIONS_COUNTED, INFO, message, **fields, **list_totals(totals))
+
+
+def reloaded(needs_restart: Iterable[str], now: int) -> Event:
+    """`needs_restart`: settings that were changed, which takes a restart."""
+    named = ", ".join(needs_restart)
+    message = "The configuration was read again"
+    if named:
+        message += f"; only a restart changes {named}"
+    return _own(now, RELOADED, NOTICE if named else INFO, message)
+
+
+def reload_failed(reason: str, now: int) -> Event:
+    message = f"The configuration is wrong, and the one before stays in force: {reason}"
+    return _own(now, RELOAD_FAILED, ERROR, message, ERROR_MESSAGE=reason)
 
 
 def trace_used(
@@ -286,11 +377,11 @@ def owners_recovered(now: int) -> Event:
 
 
 def closings_untold(trace_tells: bool, now: int) -> Event:
-    """`trace_tells`: whether the trace is set up for it, and only the flag is missing."""
+    """`trace_tells`: whether the trace is set up for it, which the service was told not to use."""
     reason = (
-        "--report is not among the flags"
+        "a flag of the service says so, and its trace was set up for more"
         if trace_tells
-        else "the kernel's trace was not set up for it, by REPORT= of tcpwatchd.service"
+        else "the kernel's trace was not set up for it"
     )
     message = f"Connections are reported when they open, and not when they close: {reason}"
     return _own(now, CLOSINGS_UNTOLD, WARNING, message, ERROR_MESSAGE=reason)

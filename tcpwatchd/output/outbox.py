@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tcpwatchd.clock import read_offset
-from tcpwatchd.connection import Closed, Connection, Written
-from tcpwatchd.output.event import RECORDS_LOST, Event, connection_closed, connection_opened
+from tcpwatchd.connection import Closed, Connection, Folded, Written
+from tcpwatchd.output.event import (
+    RECORDS_LOST,
+    Event,
+    connection_closed,
+    connection_opened,
+    connections_closed,
+    connections_opened,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tcpwatchd.output.sinks import Sink
 
-    Item = Connection | Closed | Event
+    Item = Connection | Closed | Folded | Event
 
 BATCH = 500
 """Events that are written between two looks at anything else."""
@@ -35,7 +42,7 @@ class Outbox:
     ) -> None:
         """`message_owner`: whether the message of a connection ends with its owner."""
         self._sink = sink
-        self._message_owner = message_owner
+        self.message_owner = message_owner
         self._read_offset = read_offset
         self.offset = read_offset()
         """What the time of day is ahead of CLOCK_BOOTTIME, in nanoseconds."""
@@ -45,7 +52,9 @@ class Outbox:
         """Connections that were reported when they opened, by what detected them."""
         self.written_closed = 0
         """Those that were reported when they closed."""
-        self._events = self._lost = 0
+        self.written_folded = self.written_folded_closed = 0
+        """Those of both kinds that were reported many in one entry."""
+        self._events = self._entries = self._lost = 0
         self.stuck = False
         """Whether the sink took nothing although something waits."""
 
@@ -79,23 +88,23 @@ class Outbox:
 
     @property
     def total(self) -> Written:
-        return Written(self._events, sum(self.written.values()) + self.written_closed, self._lost)
+        return Written(self._events, self._entries, self._lost)
 
     def count_waiting(self) -> int:
         """Connections that wait."""
-        return count_connections(self.waiting)
+        return sum(item.number if isinstance(item, Folded) else 1 for item in list_entries(self.waiting))
 
-    def drop(self, connections: int, told: int) -> int:
-        """Forget so many connections and what stands before the last of them: all were written.
+    def drop(self, entries: int, told: int) -> int:
+        """Forget so many entries of connections and what stands before the last of them: all were written.
 
         `told` is the number of lost records that were told; returns those of them that were told elsewhere.
         """
-        while self.waiting and (connections or (told and isinstance(self.waiting[0], Event))):
+        while self.waiting and (entries or (told and isinstance(self.waiting[0], Event))):
             item = self.waiting.popleft()
             if isinstance(item, Event):
                 told -= count_lost(item)
             else:
-                connections -= 1
+                entries -= 1
         return max(0, told)
 
     def send(self) -> None:
@@ -107,18 +116,27 @@ class Outbox:
         waiting, is_ready, write = self.waiting, self._sink.is_ready, self._sink.write
         while waiting and left and not self.stuck:
             item = waiting[0]
-            if is_ready() and write(make_event(item, offset, self._message_owner)):
+            if is_ready() and write(make_event(item, offset, self.message_owner)):
                 waiting.popleft()
                 left -= 1
-                self._events += 1
-                if isinstance(item, Connection):
-                    self.written[item.detected_by] += 1
-                elif isinstance(item, Closed):
-                    self.written_closed += 1
-                else:
-                    self._lost += count_lost(item)
+                self._count(item)
             else:
                 self.stuck = True
+
+    def _count(self, item: Item) -> None:
+        self._events += 1
+        if isinstance(item, Event):
+            self._lost += count_lost(item)
+            return
+        self._entries += 1
+        if isinstance(item, Connection):
+            self.written[item.detected_by] += 1
+        elif isinstance(item, Closed):
+            self.written_closed += 1
+        elif isinstance(item.first, Connection):
+            self.written_folded += item.number
+        else:
+            self.written_folded_closed += item.number
 
 
 def split_written(waiting: list[Item], written: Written) -> tuple[list[Item], Written]:
@@ -126,23 +144,25 @@ def split_written(waiting: list[Item], written: Written) -> tuple[list[Item], Wr
     done, rest = waiting[: written.events], waiting[written.events :]
     lost = sum(count_lost(item) for item in done if isinstance(item, Event))
     after = Written(
-        written.events - len(done), written.connections - count_connections(done), written.lost - lost
+        written.events - len(done), written.entries - len(list_entries(done)), written.lost - lost
     )
     return rest, after
 
 
-def count_connections(items: Iterable[Item]) -> int:
-    """Those that open or close."""
-    return sum(not isinstance(item, Event) for item in items)
+def list_entries(items: Iterable[Item]) -> list[Connection | Closed | Folded]:
+    """Those of connections."""
+    return [item for item in items if not isinstance(item, Event)]
 
 
-def shift(item: Item, step: int) -> Item:
+def shift(item: Any, step: int) -> Any:
     """In time, by nanoseconds."""
     if isinstance(item, Connection):
         return item._replace(time=item.time + step)
     if isinstance(item, Closed):
         opened = item.connection._replace(time=item.connection.time + step)
         return item._replace(connection=opened, time=item.time + step)
+    if isinstance(item, Folded):
+        return item._replace(first=shift(item.first, step), last=item.last + step)
     return item
 
 
@@ -161,4 +181,11 @@ def make_event(item: Item, offset: int, message_owner: bool) -> Event:
     if isinstance(item, Closed):
         opened, ended = (moment + offset for moment in (item.connection.time, item.time))
         return connection_closed(item, opened // MICROSECOND, ended // MICROSECOND, message_owner)
+    if isinstance(item, Folded):
+        first = item.first
+        opened = (first if isinstance(first, Connection) else first.connection).time + offset
+        times = opened // MICROSECOND, (item.last + offset) // MICROSECOND
+        if isinstance(first, Connection):
+            return connections_opened(first, item.number, *times, message_owner)
+        return connections_closed(first, item.number, *times, message_owner)
     return item

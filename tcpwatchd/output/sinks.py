@@ -14,6 +14,8 @@ from tcpwatchd.failure import Failure
 from tcpwatchd.output.event import (
     CONNECTION_CLOSED,
     CONNECTION_OPENED,
+    CONNECTIONS_CLOSED,
+    CONNECTIONS_OPENED,
     LISTENER_FIELDS,
     OWNER_FIELDS,
     Event,
@@ -161,6 +163,7 @@ def find_sender(descriptor: int) -> socket.socket | None:
     return None
 
 
+OF_CONNECTIONS = CONNECTION_OPENED, CONNECTION_CLOSED, CONNECTIONS_OPENED, CONNECTIONS_CLOSED
 LONGEST_LINE = 4096
 """What a pipe that is writable takes at once, with the newline (PIPE_BUF)."""
 LONG_NAMES = {"PROCESS_COMMAND_LINE", "PROCESS_EXECUTABLE"}
@@ -235,7 +238,7 @@ class TextSink:
 
     def write(self, event: Event) -> bool:
         moment, fields = event
-        if fields["MESSAGE_ID"] in (CONNECTION_OPENED, CONNECTION_CLOSED):
+        if fields["MESSAGE_ID"] in OF_CONNECTIONS:
             return self._out.write(f"{format_local(moment)}: {format_text(fields)}")
         with contextlib.suppress(OSError):  # nobody reads it
             if self._err.is_ready():

@@ -6,7 +6,7 @@ where it must have been so at the time of the record.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from tcpwatchd.connection import NOBODY, Owner, OwnersKnown, TcpState
 from tcpwatchd.owners.groups import Groups
@@ -17,10 +17,13 @@ from tcpwatchd.owners.units import NOWHERE, find_place
 from tcpwatchd.owners.users import Users
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from tcpwatchd.connection import Caller, Connection, ControlGroup, Endpoint, Socket, Transition
     from tcpwatchd.owners.processes import Process
+
+    MayReport = Callable[[bytes, Endpoint, Optional[Socket]], bool]
+    """Whether what is opened now can be reported: its address, packed, where it goes, and its socket."""
 
 SYN_SENT, LISTEN = TcpState.SYN_SENT, TcpState.LISTEN
 SOON = 10_000_000
@@ -68,10 +71,19 @@ class Owners:
         """Something may have been missed."""
         self._listeners.forget()
 
-    def follow(self, groups: Iterable[ControlGroup], transitions: Iterable[Transition], lossy: bool) -> None:
-        """Of a drain: groups that were made, who connects and who listens. `lossy`: records were lost."""
+    def follow(
+        self,
+        groups: Iterable[ControlGroup],
+        transitions: Iterable[Transition],
+        lossy: bool,
+        may_report: MayReport | None = None,
+    ) -> None:
+        """Of a drain: groups that were made, who connects and who listens. `lossy`: records were lost.
+
+        Who opens a connection that is not reported in any case is not looked for.
+        """
         try:
-            self._follow(groups, transitions, lossy)
+            self._follow(groups, transitions, lossy, may_report)
         except Exception as error:  # whatever it is, a connection without an owner is one
             self.failure = error
             self._listeners.forget()
@@ -80,7 +92,13 @@ class Owners:
         failure, self.failure = self.failure, None
         return failure
 
-    def _follow(self, groups: Iterable[ControlGroup], transitions: Iterable[Transition], lossy: bool) -> None:
+    def _follow(
+        self,
+        groups: Iterable[ControlGroup],
+        transitions: Iterable[Transition],
+        lossy: bool,
+        may_report: MayReport | None,
+    ) -> None:
         self._groups.add(groups)
         if self._users.refresh():
             self._described.clear()
@@ -89,8 +107,10 @@ class Owners:
         look = self._processes.look
         self._processes.start_drain()
         for transition in transitions:
-            when, skaddr, old, new, _, thread, *_ = transition
+            when, skaddr, old, new, end, thread, *_ = transition
             if new == SYN_SENT:
+                if may_report and not may_report(end.local.address, end.remote, transition.socket):
+                    continue
                 process = look(thread, when)
                 if process:
                     self._callers[thread, when] = process

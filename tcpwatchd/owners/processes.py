@@ -57,7 +57,7 @@ class Processes:
     """`command_lines`: whether they are read too. `proc` is where procfs is mounted."""
 
     def __init__(self, command_lines: bool = False, proc: str = "/proc") -> None:
-        self._command_lines = command_lines
+        self.command_lines = command_lines
         self._proc = proc
         self._seen: dict[int, Process] = {}
         """By thread, for this drain."""
@@ -111,7 +111,7 @@ class Processes:
         except OSError:
             return None
         try:
-            command_line = read(folder, "cmdline", LONGEST_COMMAND_LINE) if self._command_lines else None
+            command_line = read(folder, "cmdline", LONGEST_COMMAND_LINE) if self.command_lines else None
             return Process(
                 started=parse_start(read(folder, "stat")),
                 seen=seen,

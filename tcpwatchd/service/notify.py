@@ -40,6 +40,10 @@ class Notifier:
         """`status` is ASCII: sdnotify encodes Latin-1."""
         self._send(f"STATUS={status}")
 
+    def reloading(self) -> None:
+        """Until `ready`."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
     def stopping(self) -> None:
         self._send("STOPPING=1")
 

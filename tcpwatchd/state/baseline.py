@@ -20,6 +20,7 @@ from tcpwatchd.connection import (
     Connection,
     End,
     Endpoint,
+    Folded,
     Known,
     Listener,
     Loss,
@@ -32,14 +33,19 @@ from tcpwatchd.connection import (
     Transition,
 )
 from tcpwatchd.output.event import Event
+from tcpwatchd.policy.folding import GroupKnown, Limit
+from tcpwatchd.policy.policy import PolicyKnown
+from tcpwatchd.policy.rules import compile_rule
 from tcpwatchd.tracking.closings import check as check_open
 
 MAGIC = b"tcpwatchd-baseline 1 "
 ENDPOINT_LENGTHS = IPV4_LENGTH, IPV6_LENGTH
+PLAIN = "6"
+"""The priority of most."""
 OWNER_NUMBERS = {"user", "process", "thread", "network"}
 
 
-NOT_KEPT: tuple[Any, ...] = (None, [], [], None, None)
+NOT_KEPT: tuple[Any, ...] = (None, [], [], None, None, None)
 """What an older version left out at the end stands for this."""
 NOTHING_OPEN = OpenKnown("opened", 0, [], [b"", b""], [])
 
@@ -64,7 +70,7 @@ class Baseline(NamedTuple):
     deferred: list[Transition]
     """Taken out, and left for the next drain."""
     known: Known
-    waiting: list[Connection | Closed | Event]
+    waiting: list[Connection | Closed | Folded | Event]
     """What was to be written."""
     counters: list[int]
     """Of the coverage audit."""
@@ -76,6 +82,8 @@ class Baseline(NamedTuple):
     open: OpenKnown = NOTHING_OPEN
     offset: int | None = None
     """What the time of day was ahead of CLOCK_BOOTTIME, in nanoseconds."""
+    policy: PolicyKnown | None = None
+    """None: an older version had none."""
 
 
 def format_baseline(baseline: Baseline) -> bytes:
@@ -152,6 +160,7 @@ def _simplify(baseline: Baseline) -> list[Any]:
         ],
         _simplify_open(baseline.open),
         baseline.offset,
+        None if baseline.policy is None else _simplify_policy(baseline.policy),
     ]
 
 
@@ -169,6 +178,16 @@ def _simplify_open(known: OpenKnown) -> list[Any]:
     ]
 
 
+def _simplify_policy(known: PolicyKnown) -> list[Any]:
+    rules, limit, groups, *tally = known
+    return [
+        [[*rule[:4], rule.expression.named_ports] for rule in rules],
+        limit,
+        [[*group[:2], _simplify_item(group.item), *group[3:]] for group in groups],
+        *tally,
+    ]
+
+
 def _simplify_caller(caller: Caller) -> list[Any]:
     return [caller.time, caller.thread, None if caller.name is None else caller.name.hex()]
 
@@ -181,10 +200,9 @@ def _simplify_away(end: End, row: Row | None) -> str:
     return _join(end) + (f" {row.state:d} {row.inode} {row.user}" if row else "")
 
 
-def _simplify_item(item: Connection | Closed | Transition | Loss | Event) -> Any:
-    """A list that begins with a number is an event, with a list a record, with null what has closed.
-
-    A number is when records were lost.
+def _simplify_item(item: Connection | Closed | Folded | Transition | Loss | Event) -> Any:
+    """A list that begins with a number is an event, with a list a record, with null what has closed, with
+    true what is folded. A number is when records were lost.
     """
     if isinstance(item, Loss):
         return item.time
@@ -194,13 +212,17 @@ def _simplify_item(item: Connection | Closed | Transition | Loss | Event) -> Any
         return [_simplify_transition(item)]
     if isinstance(item, Closed):
         return [None, _simplify_connection(item.connection), *item[1:]]
+    if isinstance(item, Folded):
+        return [True, _simplify_item(item.first), *item[1:]]
     return _simplify_connection(item)
 
 
 def _simplify_connection(item: Connection) -> str | list[Any]:
     """Words, or a list that begins with them."""
-    source, destination, direction, state, detected_by, time, guessed, *owners = item
+    source, destination, direction, state, detected_by, time, guessed, priority, *owners = item
     words = f"{source.hex()} {destination.hex()} {direction} {state:d} {detected_by} {time} {guessed:d}"
+    if priority != PLAIN:
+        words += f" {priority}"
     sockets = item[-2:]
     if not any(owners[:3]) and item.owner == item.listener == NOBODY and not any(sockets):
         return words
@@ -213,7 +235,7 @@ def _restore(head: list[Any], texts: list[bytes]) -> Baseline:
     anything else.
     """
     saved, generation, instance, drained, taken, deferred, known, waiting, counters, *later = head
-    unsound_since, groups, listeners, opened, offset = [*later, *NOT_KEPT[len(later) :]]
+    unsound_since, groups, listeners, opened, offset, policy = [*later, *NOT_KEPT[len(later) :]]
     return Baseline(
         int(saved),
         int(generation),
@@ -229,7 +251,37 @@ def _restore(head: list[Any], texts: list[bytes]) -> Baseline:
         _restore_owners(groups, listeners),
         NOTHING_OPEN if opened is None else _restore_open(texts[2:], *opened),
         None if offset is None else int(offset),
+        None if policy is None else _restore_policy(*policy),
     )
+
+
+def _restore_policy(
+    rules: Any, limit: Any, groups: Any, since: Any, ignored: Any, folded: Any
+) -> PolicyKnown:
+    """With ports that are what they were, whatever services are called by now."""
+    known = tuple(
+        compile_rule(str(action), str(text), str(path), int(line), dict(ports).__getitem__)
+        for action, text, path, line, ports in rules
+    )
+    return PolicyKnown(
+        known,
+        None if limit is None else Limit(*map(int, limit)),
+        [_restore_group(*group) for group in groups],
+        int(since),
+        [(range(len(known))[number], int(times)) for number, times in ignored],
+        int(folded),
+    )
+
+
+def _restore_group(began: Any, written: Any, item: Any, folded: Any, last: Any) -> GroupKnown:
+    return GroupKnown(int(began), int(written), _restore_one(item), int(folded), int(last))
+
+
+def _restore_one(item: Any) -> Connection | Closed:
+    found = _restore_item(item)
+    if not isinstance(found, (Connection, Closed)):
+        raise ValueError(item)
+    return found
 
 
 def _restore_open(texts: list[bytes], report: Any, unsure_before: Any, shared: Any, halves: Any) -> OpenKnown:
@@ -338,9 +390,12 @@ def _restore_owners(groups: Any = (), listeners: Any = ()) -> OwnersKnown:
     )
 
 
-def _restore_item(item: Any) -> Connection | Closed | Event:
+def _restore_item(item: Any) -> Connection | Closed | Folded | Event:
     if isinstance(item, str) or isinstance(item[0], str):
         return _restore_connection(item)
+    if item[0] is True:
+        _, first, number, last = item
+        return Folded(_restore_one(first), int(number), int(last))
     if item[0] is None:
         _, connection, time, by, first, *counts, detected_by = item
         source_bytes, destination_bytes = (None if count is None else int(count) for count in counts)
@@ -391,10 +446,11 @@ def _restore_connection(item: Any) -> Connection:
 def _restore_ends(words: str) -> Connection:
     direction: Any
     detected_by: Any
-    source, destination, direction, state, detected_by, time, *guessed = _split(words)
+    source, destination, direction, state, detected_by, time, *more = _split(words)
     if direction not in ("ingress", "egress", "internal") or detected_by not in ("trace", "poll", "startup"):
         raise ValueError(direction, detected_by)
     ends = _restore_endpoint(source), _restore_endpoint(destination)
     # An older version did not say whether it had guessed.
-    is_guess = guessed == ["1"] if guessed else detected_by != "trace"
-    return Connection(*ends, direction, TcpState(int(state)), detected_by, int(time), is_guess)
+    is_guess = more[0] == "1" if more else detected_by != "trace"
+    priority = one_of(more[1] if len(more) > 1 else PLAIN, ("4", "5", PLAIN))
+    return Connection(*ends, direction, TcpState(int(state)), detected_by, int(time), is_guess, priority)

@@ -16,18 +16,20 @@ from tcpwatchd.failure import describe
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.output import event
 from tcpwatchd.output.outbox import split_written
+from tcpwatchd.policy.policy import PolicyKnown
 from tcpwatchd.state.baseline import Baseline, BaselineError
 from tcpwatchd.tracking.tracker import FOREVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tcpwatchd.connection import Closed, Drain, End, Loss, Transition
+    from tcpwatchd.connection import Closed, ControlGroup, Drain, End, Folded, Ignored, Loss, Transition
     from tcpwatchd.kernel.tables import Tables
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.outbox import Outbox
     from tcpwatchd.owners.owners import Owners
+    from tcpwatchd.policy.policy import Policy
     from tcpwatchd.state.store import Log, Store
     from tcpwatchd.tracking.audit import Audit
     from tcpwatchd.tracking.closings import Closings
@@ -40,20 +42,34 @@ class Stages(NamedTuple):
     tables: Tables
     tracker: Tracker
     audit: Audit
+    policy: Policy
     owners: Owners
     closings: Closings
     outbox: Outbox
     trace: Trace | None
     decoder: Decoder | None
 
-    def name_and_follow(self, found: Iterable[Connection | Transition | Loss]) -> list[Connection | Closed]:
-        """What is to be reported of what the tracker found, connections with their owners."""
-        named = [self.owners.name(item) if isinstance(item, Connection) else item for item in found]
-        return self.closings.follow(named, self.shows)
+    def select(self, found: Iterable[Connection | Transition | Loss]) -> list[Connection | Closed | Folded]:
+        """What is to be written of what the tracker found, connections with their owners."""
+        choose, name = self.policy.choose, self.owners.name
+        chosen: list[Connection | Ignored | Transition | Loss] = [
+            choose(item, name) if isinstance(item, Connection) else item for item in found
+        ]
+        return self.policy.fold(self.closings.follow(chosen, self.shows))
+
+    def follow_owners(
+        self, groups: Iterable[ControlGroup], transitions: Iterable[Transition], lossy: bool
+    ) -> None:
+        """Who opens a connection that is ignored in any case is not looked for."""
+        self.owners.follow(groups, transitions, lossy, self.policy.may_report)
 
     def shows(self, end: End) -> bool:
         """Whether polls show an open socket of this end."""
         return self.tracker.shows(end, self.tables.holds)
+
+
+NO_POLICY = PolicyKnown((), None, [], 0, [], 0)
+"""That of an older version, which wrote all."""
 
 
 class Resumed(NamedTuple):
@@ -109,13 +125,14 @@ class Recovery:
         return resumed
 
     def _restore(self, baseline: Baseline, log: Log) -> Resumed:
-        tables, tracker, audit, owners, closings, outbox, trace, decoder = self._stages
+        tables, tracker, audit, policy, owners, closings, outbox, trace, decoder = self._stages
         tables.restore(baseline.blocks)
         tracker.restore(baseline.known)
         audit.restore(baseline.counters)
         waiting, written = split_written(baseline.waiting, log.written)
         outbox.restore(baseline.offset, waiting)
         # What was found since is told as the process before would have told it.
+        policy.restore(baseline.policy or NO_POLICY)
         tracker.follows_closing, follows_closing = closings.restore(baseline.open), tracker.follows_closing
         owners.restore(baseline.owners)
         lost, last = self._replay(baseline, log)
@@ -133,16 +150,16 @@ class Recovery:
             # unless it was written.
             drained = max([drain.began for drain in log.drains], default=baseline.saved)
             found = self._take_found(tracker.release(drained))
-            while len(found) < written.connections and (more := tracker.release(drained, at_least=1)):
+            while len(found) < written.entries and (more := tracker.release(drained, at_least=1)):
                 found += self._take_found(more)
         else:
-            owners.follow([], last.deferred, False)
+            self._stages.follow_owners([], last.deferred, False)
             tracker.follow(last.deferred, False, tables.holds)
             found = self._take_found(tracker.release(FOREVER))
         outbox.add(found)
-        lost_reported = outbox.drop(written.connections, written.lost)
+        lost_reported = outbox.drop(written.entries, written.lost)
         tracker.follows_closing = follows_closing
-        outbox.add(closings.switch())
+        outbox.add(policy.fold(closings.switch()))
         if log.damage:
             self._report_unusable(BaselineError(log.damage))
         if not trace_unbroken:
@@ -157,9 +174,11 @@ class Recovery:
             self._report(event.records_lost(unreported, now()))
         return Resumed(unreported, trace_unbroken)
 
-    def _take_found(self, released: list[Connection | Transition | Loss]) -> list[Connection | Closed]:
+    def _take_found(
+        self, released: list[Connection | Transition | Loss]
+    ) -> list[Connection | Closed | Folded]:
         self._stages.audit.add_found(item for item in released if isinstance(item, Connection))
-        return self._stages.name_and_follow(released)
+        return self._stages.select(released)
 
     def _replay(self, baseline: Baseline, log: Log) -> tuple[int, Progress]:
         """Follow what was logged since the baseline: the same pages give the same reports in the same order.
@@ -171,7 +190,7 @@ class Recovery:
         decoder, lost = Decoder(log.formats, baseline.taken, baseline.deferred), 0
         for drain in log.drains:
             transitions, lost_before = decoder.decode(drain)
-            self._stages.owners.follow(decoder.take_groups(), transitions, lost_before > 0)
+            self._stages.follow_owners(decoder.take_groups(), transitions, lost_before > 0)
             self._stages.tracker.follow(
                 transitions, lost_before > 0, self._stages.tables.holds, whole=False, began=drain.began
             )
@@ -202,7 +221,7 @@ class Recovery:
         """Whether the store has all."""
         if not self._store.enabled:
             return False
-        tables, tracker, audit, owners, closings, outbox, trace, decoder = self._stages
+        tables, tracker, audit, policy, owners, closings, outbox, trace, decoder = self._stages
         with self._reporting_failure():
             if self.changed:
                 known = tracker.known
@@ -221,6 +240,7 @@ class Recovery:
                     owners=owners.known,
                     open=closings.known,
                     offset=outbox.offset,
+                    policy=policy.known,
                 )
                 self._store.save(baseline, trace.formats if trace else None)
                 self._written_before_save = outbox.total

@@ -20,6 +20,7 @@ from tcpwatchd.connection import (
     Connection,
     End,
     Endpoint,
+    Ignored,
     Loss,
     OpenKnown,
     TcpState,
@@ -183,15 +184,20 @@ class Closings:
         self._unsure_before = max(now, self._unsure_before)
 
     def follow(
-        self, items: Iterable[Connection | Transition | Loss], shows: Shows
+        self, items: Iterable[Connection | Ignored | Transition | Loss], shows: Shows
     ) -> list[Connection | Closed]:
-        """What is to be reported, of connections as they are found and of records of their ends, in order."""
+        """What is to be reported, of connections as they are found and of records of their ends, in order.
+
+        One that is ignored is not followed; but what had its place before is over.
+        """
         if self._report == "opened":
             return [item for item in items if isinstance(item, Connection)]
         found: list[Connection | Closed] = []
         for item in items:
             if isinstance(item, Connection):
                 found += self._begin(item, shows)
+            elif isinstance(item, Ignored):
+                found += self._end_before(item.connection, shows)
             elif isinstance(item, Loss):
                 self.note_loss(item.time)
             elif item.new == TcpState.CLOSE:
@@ -250,6 +256,16 @@ class Closings:
 
     def _begin(self, connection: Connection, shows: Shows) -> Iterator[Connection | Closed]:
         """What it shows to be over, and itself if that is to be reported."""
+        yield from self._end_before(connection, shows)
+        followed = len(self) < MOST_OPEN
+        if followed:
+            self._add(connection, reported=self._report == "both")
+        self.not_followed += not followed
+        if self._report == "both" or not followed:
+            yield connection
+
+    def _end_before(self, connection: Connection, shows: Shows) -> Iterator[Closed]:
+        """What had the place of this one."""
         key = connection.source + connection.destination
         for value in self._of(key).find(key):
             found = unpack(value)
@@ -258,12 +274,6 @@ class Closings:
                     view = View(connection.time, None, None, None, None, traced=False)
                     yield from self._finish(key, role, found, view, shows, last=True)
                     break
-        followed = len(self) < MOST_OPEN
-        if followed:
-            self._add(connection, reported=self._report == "both")
-        self.not_followed += not followed
-        if self._report == "both" or not followed:
-            yield connection
 
     def _is_succeeded(self, found: Open, role: int, by: Connection) -> bool:
         """Whether this connection has the place of another, which then is over, though nothing told so."""
@@ -378,20 +388,20 @@ def split_key(key: bytes) -> tuple[Endpoint, Endpoint]:
 def strip(connection: Connection) -> Connection:
     """What it has in common with others: all but its ends, its time, and the process of its owner."""
     nowhere = Endpoint(bytes(IPV4_LENGTH))
-    _, _, direction, state, detected_by, _, guessed, *_, owner, listener, _, _ = connection
-    fields = nowhere, nowhere, direction, state, detected_by, 0, guessed, None, None, None
+    _, _, direction, state, detected_by, _, guessed, priority, *_, owner, listener, _, _ = connection
+    fields = nowhere, nowhere, direction, state, detected_by, 0, guessed, priority, None, None, None
     if owner is not NOBODY:
         owner = owner._replace(process=None, thread=None)
     return make(Connection, (*fields, owner, listener, 0, 0))
 
 
 def restore_connection(shared: Connection, key: bytes, found: Open) -> Connection:
-    _, _, direction, state, detected_by, _, guessed, *_, owner, listener, _, _ = shared
+    _, _, direction, state, detected_by, _, guessed, priority, *_, owner, listener, _, _ = shared
     if found.process:
         process, thread = (found.process, None) if found.process > 0 else (None, -found.process)
         owner = owner._replace(process=process, thread=thread)
-    fields = *split_key(key), direction, state, detected_by, found.time, guessed, None, None, None
-    return make(Connection, (*fields, owner, listener, *found.sockets))
+    fields = *split_key(key), direction, state, detected_by, found.time, guessed, priority
+    return make(Connection, (*fields, None, None, None, owner, listener, *found.sockets))
 
 
 def has_end(connection: Connection, role: int) -> bool:

@@ -228,7 +228,7 @@ class Comparison:
         there = find_owner(self._shown.get(flipped)) if internal else None
         opener, acceptor = (there, here) if accepted else (here, there)
         fields = source, destination, direction, row.state, detected_by, self._snapshot.ended, guessed
-        return Connection(*fields, opener, acceptor)
+        return Connection(*fields, opener=opener, acceptor=acceptor)
 
     def _guess_accepted(self, end: End, internal: bool) -> bool:
         """Connections of a server share its port; where that shows nothing, a server's is the lower one.

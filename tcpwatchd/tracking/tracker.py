@@ -240,7 +240,7 @@ class Tracker:
         opener, acceptor = (socket, None) if opened else (None, socket)
         if local == remote:
             acceptor = socket
-        fields = source, destination, direction, state, "trace", when, False, opener, acceptor, caller
+        fields = source, destination, direction, state, "trace", when, False, "6", opener, acceptor, caller
         # One that stays here has a second owner, if records tell of owners.
         held = (opened or ended_early) and local != remote and (not internal or socket is not None)
         sockets = (skaddr, 0) if opened else (0, skaddr)

@@ -257,8 +257,11 @@ def test_what_it_says_itself_has_a_time_and_counts_in_good_english() -> None:
     fields = event.connections_missed(1, 2, MOMENT).fields
     assert fields["EVENT_CREATED"] == "2021-04-28T13:28:05.123456Z"
     assert fields["MESSAGE"].startswith("1 inbound connection and at most 2 outbound connections ")
-    totals = {"reported": 1, "reported_closed": 0, "unreported": 0, "unwritten": 0}
+    names = "reported", "reported_closed", "ignored", "folded", "folded_closed", "unreported", "unwritten"
+    totals = {**dict.fromkeys(names, 0), "reported": 1}
     assert event.watch_stopped(totals, 0).fields["MESSAGE"] == "Stopped: 1 connection reported"
+    message = event.watch_stopped({**totals, "folded": 5, "ignored": 7}, 0).fields["MESSAGE"]
+    assert message == "Stopped: 1 connection reported, 5 folded, 7 ignored"
 
 
 def test_ipv6_has_brackets_in_the_message_only() -> None:
@@ -281,5 +284,5 @@ def test_a_hostile_row_is_quoted_in_ascii_and_cut() -> None:
 def test_every_message_has_an_entry_in_the_catalog() -> None:
     identifiers = {value for value in vars(event).values() if isinstance(value, str) and len(value) == 32}
     lines = (PROJECT / "systemd" / "tcpwatchd.catalog").read_text().splitlines()
-    assert len(identifiers) == 25
+    assert len(identifiers) == 30
     assert sorted(line[3:] for line in lines if line.startswith("-- ")) == sorted(identifiers)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcpwatchd.connection import Written
+from tcpwatchd.connection import Connection, Written
 from tcpwatchd.output.event import poll_failed, records_lost
 from tcpwatchd.output.outbox import BATCH, Outbox, split_written
 from tests.kept import CONNECTION
 from tests.state.test_recovery import Reader
 
 if TYPE_CHECKING:
-    from tcpwatchd.connection import Closed, Connection
+    from tcpwatchd.connection import Closed, Folded
     from tcpwatchd.output.event import Event
 
 LOST, OTHER = records_lost(7, 0), poll_failed("x", 0)
@@ -40,7 +40,7 @@ def test_a_stuck_sink_loses_nothing_and_keeps_the_order() -> None:
 def test_a_batch_is_bounded() -> None:
     outbox = make(*[CONNECTION] * (BATCH + 1))
     outbox.send()
-    assert (outbox.total.connections, len(outbox.waiting)) == (BATCH, 1)
+    assert (outbox.total.entries, len(outbox.waiting)) == (BATCH, 1)
 
 
 def test_what_was_written_is_dropped() -> None:
@@ -50,7 +50,7 @@ def test_what_was_written_is_dropped() -> None:
 
 
 def test_what_waited_is_written_first() -> None:
-    waited: list[Connection | Closed | Event] = [OTHER, CONNECTION, LOST, CONNECTION]
+    waited: list[Connection | Closed | Folded | Event] = [OTHER, CONNECTION, LOST, CONNECTION]
     assert split_written(waited, Written(0, 0, 0)) == (waited, (0, 0, 0))
     assert split_written(waited, Written(3, 1, 7)) == ([CONNECTION], (0, 0, 0))
     assert split_written(waited, Written(9, 6, 8)) == ([], (5, 4, 1))
@@ -69,7 +69,9 @@ def test_over_a_restart_it_keeps_its_time_too() -> None:
     for offset, start in ((kept + 900, 25), (kept + 7200 * second, 25)):
         outbox = Outbox(Reader(), lambda offset=offset: offset)  # type: ignore[misc]
         outbox.restore(kept, [CONNECTION._replace(time=5 * second)])
-        assert outbox.waiting[0].time + outbox.offset == kept + 5 * second, start
+        (item,) = outbox.waiting
+        assert isinstance(item, Connection)
+        assert item.time + outbox.offset == kept + 5 * second, start
 
 
 def test_what_waits_keeps_its_time_when_the_clock_is_set() -> None:

@@ -120,8 +120,8 @@ def make_connection(
         "ingress": (AWAY, SERVER),
         "internal": (CLIENT, SERVER),
     }[direction]
-    fields = source, destination, direction, TcpState.ESTABLISHED, "trace", boot_ns(), False
-    return Connection(*fields, opener, acceptor, caller)  # type: ignore[arg-type]
+    fields = source, destination, direction, TcpState.ESTABLISHED, "trace", boot_ns()
+    return Connection(*fields, opener=opener, acceptor=acceptor, caller=caller)  # type: ignore[arg-type]
 
 
 def accept(owners: Owners, acceptor: Socket = LISTENING) -> Owner:

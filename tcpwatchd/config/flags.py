@@ -1,0 +1,248 @@
+"""The command line, and what it and the files say together."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from tcpwatchd import __version__
+from tcpwatchd.config.files import (
+    Assignment,
+    ConfigError,
+    Fault,
+    list_files,
+    quote,
+    read_file,
+    split_assignments,
+)
+from tcpwatchd.config.settings import BY_KEY, RULE_HELP, RULES_SECTION, SECTIONS, SETTINGS
+from tcpwatchd.failure import UsageError
+from tcpwatchd.policy.expression import ExpressionError
+from tcpwatchd.policy.rules import Rule, compile_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from tcpwatchd.config.settings import Setting
+    from tcpwatchd.connection import Report
+    from tcpwatchd.policy.folding import Limit
+
+
+class Given(NamedTuple):
+    """A value, as it was written, and where: a flag, or file and line."""
+
+    value: Any
+    text: str
+    source: str
+
+
+class Settings(argparse.Namespace):
+    """The values in force. `interval` is in seconds, `trace_buffer` in KiB a CPU."""
+
+    interval: float
+    output: str
+    trace: str
+    trace_instance: str | None
+    trace_buffer: int
+    report: Report
+    message_owner: bool
+    command_lines: bool
+    fold: Limit | None
+    rules: list[Rule]
+    given: dict[str, Given]
+    """Settings that are not at their defaults."""
+    config: str | None
+    """The file that was named."""
+    check_config: bool | str
+    show_config: bool
+    trace_setup: bool
+    once: bool
+
+    @property
+    def wanted_buffer(self) -> int | None:
+        """None if none was asked for: then an instance that stands keeps what it has."""
+        return self.trace_buffer if "trace_buffer" in self.given else None
+
+
+class Parser(argparse.ArgumentParser):
+    """Leaves it to the caller to say what is wrong; the usage is there for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def parse_arguments(arguments: Sequence[str]) -> Settings:
+    """The flags alone, of which those of settings are in `given`. Raises UsageError, and SystemExit with
+    status 0 after --help and --version.
+    """
+    settings = make_parser().parse_args(arguments, namespace=Settings())
+    flags = [(setting, vars(settings).pop(setting.name)) for setting in SETTINGS]
+    settings.given = {
+        setting.name: Given(value, text, f"{setting.flag}")
+        for setting, given in flags
+        if given is not None
+        for value, text in [given]
+    }
+    if isinstance(settings.check_config, str):
+        if settings.config is not None:
+            raise UsageError("--check-config FILE: not with --config, which names another")
+        settings.config = settings.check_config
+    return settings
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="tcpwatchd",
+        description="Reports every new TCP connection of this machine, once. What is not given by a flag is "
+        "taken from the configuration file, tcpwatchd.conf(5).",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    for setting in SETTINGS:
+        default = "" if setting.default is None else f" (default: {setting.default})"
+        if setting.is_switch:
+            add(setting.flag, action=Switch, help=setting.help + default)
+        else:
+            kind = read_flag(setting)
+            add(setting.flag, metavar=setting.form, type=kind, help=setting.help + default)
+    add("--config", metavar="FILE", help="read this file, and no other and no drop-ins")
+    add(
+        "--check-config",
+        metavar="FILE",
+        nargs="?",
+        default=False,
+        const=True,
+        help="say all that is wrong with the configuration, or with this file, and exit",
+    )
+    add(
+        "--show-config",
+        action="store_true",
+        help="print the settings in force and where they are from, and exit",
+    )
+    add("--trace-setup", action="store_true", help="make the service's instance, and exit")
+    add("--once", action="store_true", help="report what is open now, and exit")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+class Switch(argparse.BooleanOptionalAction):
+    """A flag, and the same with "no-" before it."""
+
+    def __call__(self, _parser: Any, settings: Any, _values: Any, flag: str | None = None) -> None:
+        value = not (flag or "").startswith("--no-")
+        setattr(settings, self.dest, (value, "yes" if value else "no"))
+
+
+def read_flag(setting: Setting) -> Callable[[str], tuple[Any, str]]:
+    def parse(text: str) -> tuple[Any, str]:
+        try:
+            return setting.parse(text), text
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse
+
+
+def load(settings: Settings, root: str = "/") -> Settings:
+    """With what the files say, and the defaults of the rest. Raises ConfigError.
+
+    `settings` are the flags; `root` is where the folders of the files are.
+    """
+    faults: list[Fault] = []
+    given: dict[str, Given] = {}
+    rules: list[Rule] = []
+    for path in find_files(settings, root, faults):
+        in_file: list[Fault] = []
+        for assignment in read_assignments(path, in_file):
+            try:
+                if assignment.section == RULES_SECTION and assignment.key in RULE_HELP:
+                    rules.append(read_rule(assignment))
+                else:
+                    name, value = read_setting(assignment)
+                    given[name] = Given(value, assignment.value, f"{path}:{assignment.line}")
+            except ConfigError as error:
+                in_file += error.faults
+        faults += sorted(in_file, key=lambda fault: fault.line or 0)
+    if faults:
+        raise ConfigError(faults)
+    given |= settings.given
+    values = {
+        setting.name: given[setting.name].value
+        if setting.name in given
+        else None
+        if setting.default is None
+        else setting.parse(setting.default)
+        for setting in SETTINGS
+    }
+    return Settings(**{**vars(settings), **values, "rules": rules, "given": given})
+
+
+def find_files(settings: Settings, root: str, faults: list[Fault]) -> list[str]:
+    """In the order in which they are read; what is wrong is added to the faults."""
+    try:
+        return list_files(root) if settings.config is None else [settings.config]
+    except ConfigError as error:
+        faults += error.faults
+        return []
+
+
+def read_assignments(path: str, faults: list[Fault]) -> Iterable[Assignment]:
+    """Of one file; what is wrong is added to the faults."""
+    try:
+        return split_assignments(path, read_file(path), faults)
+    except ConfigError as error:
+        faults += error.faults
+        return []
+
+
+def read_rule(assignment: Assignment) -> Rule:
+    """Raises ConfigError."""
+    path, section, key, text, _ = assignment
+    try:
+        return compile_rule(key, text, path, assignment.line, find_port)
+    except ExpressionError as error:
+        line, column = assignment.find(error.offset)
+        raise ConfigError([Fault(path, line, column, f"[{section}] {key}=: {error}")]) from error
+
+
+def read_setting(assignment: Assignment) -> tuple[str, Any]:
+    """The name of the setting, and its value. Raises ConfigError."""
+    path, section, key, text, _ = assignment
+    setting = BY_KEY.get((section, key))
+    if section not in SECTIONS:
+        fault = f"no section [{section}]; there are {', '.join(f'[{name}]' for name in SECTIONS)}"
+    elif setting is None:
+        known = [one.key for one in SETTINGS if one.section == section]
+        known += RULE_HELP if section == RULES_SECTION else []
+        fault = f"no setting {quote(key + '=')} in [{section}]; there are {', '.join(known)}"
+    elif not text:
+        fault = f"[{section}] {key}=: expected a value, found the end"
+    else:
+        try:
+            return setting.name, setting.parse(text)
+        except ValueError as error:
+            fault = f"[{section}] {key}=: {error}"
+    raise ConfigError([Fault(path, assignment.line, None, fault)])
+
+
+def find_port(name: str) -> int:
+    """Of a service, as in /etc/services. Raises OSError."""
+    return socket.getservbyname(name, "tcp")
+
+
+def format_settings(settings: Settings) -> str:
+    """As a configuration file that says the same, with a comment before each setting: where it is from."""
+    lines = []
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        for setting in SETTINGS:
+            if setting.section == section:
+                given = settings.given.get(setting.name)
+                text = given.text if given else setting.default
+                lines.append(f"# {given.source if given else 'default'}")
+                lines.append(f"#{setting.key}=" if text is None else f"{setting.key}={text}")
+        if section == RULES_SECTION:
+            for rule in settings.rules:
+                lines += [f"# {rule.path}:{rule.line}", f"{rule.action}={rule.text}"]
+    return "\n".join(lines[1:])

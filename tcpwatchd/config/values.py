@@ -1,0 +1,111 @@
+"""Values of settings, as systemd writes them (systemd.time(7), systemd.syntax(7)). ValueError for others."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from tcpwatchd.policy.folding import Limit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SPAN_UNITS = {
+    1e-6: "usec us µs μs",
+    1e-3: "msec ms",
+    1: "seconds second sec s",
+    60: "minutes minute min m",
+    3600: "hours hour hr h",
+    86400: "days day d",
+    604800: "weeks week w",
+}
+SECONDS = {
+    name: seconds for seconds, names in SPAN_UNITS.items() for name in ["", *names.split()][seconds != 1 :]
+}
+SPAN_PART = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµμ]*)")
+KIB = {"K": 1, "M": 1024, "G": 1024 * 1024}
+YES, NO = ("1", "yes", "y", "true", "t", "on"), ("0", "no", "n", "false", "f", "off")
+LONGEST = 100
+"""Characters of any of these values."""
+INTERVAL_RANGE = (0.1, 86400.0)
+BUFFER_RANGE = (16, 16384)
+FOLD_ENTRIES = (1, 1_000_000)
+FOLD_RANGE = (1.0, 3600.0)
+NANOSECONDS = 1_000_000_000
+
+
+def parse_span(text: str) -> float:
+    """Seconds, of a number with or without unit, or several as in "1min 30s"."""
+    at, seconds = 0, 0.0
+    text = text.strip()
+    if not text or len(text) > LONGEST:
+        raise ValueError(text)
+    while at < len(text):
+        part = SPAN_PART.match(text, at)
+        if not part or part[2] not in SECONDS:
+            raise ValueError(text)
+        seconds += float(part[1]) * SECONDS[part[2]]
+        at = part.end()
+    return seconds
+
+
+def parse_interval(text: str) -> float:
+    return parse_span_within(text, INTERVAL_RANGE, "a time span from 100ms to 1d")
+
+
+def parse_span_within(text: str, limits: tuple[float, float], what: str) -> float:
+    try:
+        seconds = parse_span(text)
+    except ValueError:
+        seconds = -1
+    if not limits[0] <= seconds <= limits[1]:
+        raise ValueError(f"not {what}: {text!r}")
+    return seconds
+
+
+def parse_buffer(text: str) -> int:
+    """KiB, of a number of bytes or of K, M or G, which go by 1024."""
+    smallest, largest = BUFFER_RANGE
+    found = re.fullmatch("([0-9]{1,12})([KMG]?)", text)
+    kib = 0
+    if found:
+        kib = int(found[1]) * KIB[found[2]] if found[2] else int(found[1]) // 1024
+    if not smallest <= kib <= largest:
+        raise ValueError(f"not a size from {smallest}K to {largest // 1024}M: {text!r}")
+    return kib
+
+
+def parse_bool(text: str) -> bool:
+    if text.lower() not in (*YES, *NO):
+        raise ValueError(f"not yes or no: {text!r}")
+    return text.lower() in YES
+
+
+def parse_fold(text: str) -> Limit | None:
+    """None for no."""
+    if text.lower() in NO:
+        return None
+    entries, _, span = text.partition("/")
+    what = "no, or how many in which time, from 1/1s to 1000000/1h"
+    if not re.fullmatch("[0-9]{1,7}", entries) or not FOLD_ENTRIES[0] <= int(entries) <= FOLD_ENTRIES[1]:
+        raise ValueError(f"not {what}: {text!r}")
+    try:
+        seconds = parse_span_within(span, FOLD_RANGE, what)
+    except ValueError as error:
+        raise ValueError(f"not {what}: {text!r}") from error
+    return Limit(int(entries), round(seconds * NANOSECONDS))
+
+
+def parse_instance(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", text):
+        raise ValueError(f"not a name of letters, digits, dots, - and _: {text!r}")
+    return text
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"not one of {', '.join(choices)}: {text!r}")
+        return text
+
+    return parse

@@ -1,0 +1,138 @@
+"""What is reported of the connections that were found, and the count of the rest. No I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from tcpwatchd.connection import Folded, Ignored
+from tcpwatchd.policy.folding import Folding
+from tcpwatchd.policy.rules import PRIORITIES, Rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tcpwatchd.connection import Closed, Connection, Endpoint, Socket
+    from tcpwatchd.policy.folding import GroupKnown, Limit
+    from tcpwatchd.policy.rules import Name, Rule
+
+
+class Tally(NamedTuple):
+    """What was not written one by one in a time, given in microseconds since the epoch."""
+
+    since: int
+    ignored: list[tuple[Rule, int]]
+    """By rule, the most frequent first."""
+    folded: int
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.ignored and not self.folded
+
+
+class PolicyKnown(NamedTuple):
+    """All of a policy, for another process to go on from."""
+
+    rules: tuple[Rule, ...]
+    limit: Limit | None
+    groups: list[GroupKnown]
+    since: int
+    ignored: list[tuple[int, int]]
+    """Numbers of rules, and how often each had a connection ignored."""
+    folded: int
+
+
+class Policy:
+    """`network` and `by_owner` are as in `Rules` and `Folding`; `now`: microseconds since the epoch."""
+
+    def __init__(
+        self,
+        rules: Sequence[Rule] = (),
+        limit: Limit | None = None,
+        now: int = 0,
+        network: int = 0,
+        by_owner: bool = False,
+    ) -> None:
+        self._network = network
+        self._by_owner = by_owner
+        self._since = now
+        self._rules = Rules(rules, network)
+        self._folding = Folding(limit, by_owner)
+        self._ignored: Counter[Rule] = Counter()
+        self._folded = 0
+        self.ignored = 0
+        """Connections that were ignored since the start of this process."""
+
+    def choose(self, connection: Connection, name: Name) -> Connection | Ignored:
+        """With its owners and its priority, or that it is ignored, mostly without owners."""
+        rule, named = self._rules.choose(connection, name)
+        if rule is None:
+            return named or name(connection)
+        priority = PRIORITIES[rule.action]
+        if priority is None:
+            self._ignored[rule] += 1
+            self.ignored += 1
+            return Ignored(connection)
+        named = named or name(connection)
+        return named if priority == named.priority else named._replace(priority=priority)
+
+    def may_report(self, local: bytes, remote: Endpoint, socket: Socket | None) -> bool:
+        """As in `Rules`."""
+        return self._rules.may_report(local, remote, socket)
+
+    def fold(self, items: Iterable[Connection | Closed]) -> list[Connection | Closed | Folded]:
+        """What is to be written now, in order."""
+        return self._count(self._folding.follow(items))
+
+    def settle(self, until: int, everything: bool = False) -> list[Connection | Closed | Folded]:
+        """As in `Folding`."""
+        return self._count(self._folding.settle(until, everything))
+
+    def _count(self, items: list[Connection | Closed | Folded]) -> list[Connection | Closed | Folded]:
+        self._folded += sum(item.number for item in items if isinstance(item, Folded))
+        return items
+
+    @property
+    def settle_at(self) -> int | None:
+        """As in `Folding`."""
+        return self._folding.settle_at
+
+    def count_held(self) -> int:
+        """Connections that wait to be folded."""
+        return self._folding.count_held()
+
+    @property
+    def since(self) -> int:
+        """When the tally was last taken, or was begun."""
+        return self._since
+
+    def take_tally(self, now: int) -> Tally:
+        """Of the time since the last one; `now` is in microseconds since the epoch."""
+        tally = Tally(self._since, self._ignored.most_common(), self._folded)
+        self._since, self._ignored, self._folded = now, Counter(), 0
+        return tally
+
+    def is_of(self, rules: Sequence[Rule], limit: Limit | None) -> bool:
+        """Whether it is made of these."""
+        return self._rules.rules == tuple(rules) and self._folding.limit == limit
+
+    @property
+    def known(self) -> PolicyKnown:
+        rules = self._rules.rules
+        ignored = [(number, self._ignored[rule]) for number, rule in enumerate(rules) if self._ignored[rule]]
+        return PolicyKnown(
+            rules, self._folding.limit, self._folding.known, self._since, ignored, self._folded
+        )
+
+    def restore(self, known: PolicyKnown) -> None:
+        """Go on as another process did."""
+        self._rules = Rules(known.rules, self._network)
+        self._folding = Folding(known.limit, self._by_owner)
+        self._folding.restore(known.groups)
+        self._since, self._folded = known.since, known.folded
+        self._ignored = Counter({known.rules[number]: times for number, times in known.ignored})
+
+    def switch(self, rules: Sequence[Rule], limit: Limit | None) -> None:
+        """Of what was settled and told."""
+        self._rules = Rules(rules, self._network)
+        self._folding = Folding(limit, self._by_owner)
