@@ -6,9 +6,11 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
+import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tcpwatchd.clock import boot_ns
 from tcpwatchd.connection import End, TcpState, Transition
@@ -16,6 +18,8 @@ from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
 from tcpwatchd.owners.owners import Owners
 from tcpwatchd.pipeline import Pipeline
+from tcpwatchd.policy.folding import Limit
+from tcpwatchd.policy.rules import Rule, compile_rule
 from tcpwatchd.state.store import Store
 from tests.model import TICK, Kernel, Step, pack
 from tests.ring import Ring
@@ -28,6 +32,21 @@ if TYPE_CHECKING:
 
 HELD = 0.06
 REPORTS: tuple[Report, ...] = ("opened", "closed", "both")
+Policy = tuple[list[Rule], Optional[Limit]]
+
+
+def make_rules(*lines: str) -> list[Rule]:
+    split = [line.partition("=") for line in lines]
+    return [compile_rule(action, text, "/etc/x", n, int) for n, (action, _, text) in enumerate(split, 1)]
+
+
+ALL: Policy = [], None
+POLICIES: tuple[Policy, ...] = (
+    ALL,
+    ([], Limit(1, 2 * TICK)),
+    (make_rules("Ignore=port 80", "Notice=port 40001"), None),
+    (make_rules("Warning=port 80", "Ignore=ip6"), Limit(2, 1000 * TICK)),
+)
 Ends = tuple[tuple[str, str], tuple[str, str]]
 
 
@@ -63,12 +82,13 @@ class Reader:
 class Machine:
     """The model of a kernel, its trace in a pipe, and one process after another that watches it."""
 
-    def __init__(self, folder: Path, report: Report = "opened") -> None:
+    def __init__(self, folder: Path, report: Report = "opened", policy: Policy = ALL) -> None:
         for name in ("net", "trace", "run"):
             (folder / name).mkdir()
         write_counters(folder / "net")
         self._folder = folder
         self.report: Report = report
+        self.policy = policy
         closing = report != "opened"
         self.kernel = Kernel(folder / "net", closing=closing)
         self._ring = Ring(folder / "trace", closing)
@@ -90,6 +110,8 @@ class Machine:
             Owners(0),
             root=str(self._folder / "net"),
             report=self.report,
+            rules=self.policy[0],
+            limit=self.policy[1],
         )
         self.pipeline.resume()
         self._ring.count(read=True)
@@ -106,7 +128,7 @@ class Machine:
 
     def take(self, step: Step) -> None:
         name, which, what = step
-        if name in ("poll", "drain", "crash", "die", "slip", "restart", "stick", "switch"):
+        if name in ("poll", "drain", "crash", "die", "slip", "restart", "stick", "switch", "reload"):
             self._pass_records()
             getattr(self, f"_{name}")(which, what)
         else:
@@ -143,7 +165,8 @@ class Machine:
         try:
             self._drain(0, 0)
         except Killed:
-            self.again += len(self.reader.events) - before
+            again = self.reader.events[before:]
+            self.again += sum(int(fields.get("EVENT_COUNT", 1)) for _, fields in again)
         self.reader.deadly_after = None
         self.crash()
 
@@ -163,6 +186,14 @@ class Machine:
         self.report = REPORTS[which % 3]
         if what:
             self._restart(0, 0)
+        else:
+            self.crash()
+
+    def _reload(self, which: int, what: int) -> None:
+        """Another policy: without a restart, or found by the next process."""
+        self.policy = POLICIES[which % len(POLICIES)]
+        if what:
+            self.pipeline.switch(*self.policy)
         else:
             self.crash()
 
@@ -208,14 +239,25 @@ class Machine:
         )
         return truth, written  # type: ignore[return-value]
 
+    def sum_up(self) -> tuple[int, int]:
+        """How many were folded, and how many ignored, as far as it was told."""
+        folded = ignored = 0
+        for _, fields in self.reader.events:
+            if fields["MESSAGE_ID"] == event.CONNECTIONS_OPENED:
+                folded += int(fields["EVENT_COUNT"])
+            elif fields["MESSAGE_ID"] == event.CONNECTIONS_COUNTED:
+                by_rule = fields["TCPWATCHD_IGNORED_BY"].split(", ")
+                ignored += sum(int(text.split()[0]) for text in by_rule if text)
+        return folded, ignored
+
     def count_lost(self) -> int:
         told = [fields for _, fields in self.reader.events if fields["MESSAGE_ID"] == event.RECORDS_LOST]
         return sum(int(fields["TCPWATCHD_RECORDS_LOST"]) for fields in told)
 
 
-def play(steps: list[Step], report: Report = "opened") -> Machine:
+def play(steps: list[Step], report: Report = "opened", policy: Policy = ALL) -> Machine:
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine(Path(folder), report)
+        machine = Machine(Path(folder), report, policy)
         machine.run(steps)
         return machine
 
@@ -346,3 +388,129 @@ def test_however_the_report_is_switched_none_is_left_out_or_told_twice(steps: li
     assert not closed - written - written_closed
     if machine.report != "closed":
         assert not opened - written - written_closed
+
+
+END_OF_ALL: list[Step] = [("stick", 0, 0), ("restart", 0, 0)]
+
+
+@FEWER
+@given(histories("drain", "crash", "restart", "stick", "reload"))
+def test_whatever_is_ignored_and_folded_all_add_up(steps: list[Step]) -> None:
+    """Over kills, restarts and changes of the rules."""
+    machine = play([*steps, *END_OF_ALL])
+    truth, written = machine.count()
+    folded, ignored = machine.sum_up()
+    assert not written - truth
+    assert sum(written.values()) + folded + ignored == sum(truth.values())
+
+
+@FEWER
+@given(st.sampled_from(POLICIES), histories("drain", "crash", "restart", "stick"))
+def test_just_what_the_rules_say_is_ignored(policy: Policy, steps: list[Step]) -> None:
+    machine = play([*steps, *END_OF_ALL], policy=policy)
+    truth, written = machine.count()
+    folded, ignored = machine.sum_up()
+    names = {rule.text for rule in policy[0] if rule.action == "Ignore"}
+    wanted = Counter({ends: n for ends, n in truth.items() if not names & describe_ends(ends)})
+    assert not written - wanted
+    assert sum(written.values()) + folded == sum(wanted.values())
+    assert ignored == sum(truth.values()) - sum(wanted.values())
+    if policy[1] is None:
+        assert written == wanted
+
+
+def describe_ends(ends: Ends) -> set[str]:
+    """In the words of rules."""
+    ports = {f"port {port}" for _, port in ends}
+    return ports | ({"ip6"} if ":" in ends[0][0] else {"ip"})
+
+
+class Crowd(Machine):
+    """Many connections from few sources."""
+
+    def __init__(self, folder: Path, policy: Policy, report: Report) -> None:
+        super().__init__(folder, report, policy)
+        self.told: Counter[str] = Counter()
+
+    def _come(self, which: int, what: int) -> None:
+        """So many from one source, a record apart."""
+        source = f"192.0.2.{which}"
+        for _ in range(1 + 3 * what):
+            self.told[source] += 1
+            skaddr = sum(self.told.values())
+            end = End(pack(("10.0.0.5", 80)), pack((source, 1024 + skaddr)))
+            opened = Transition(boot_ns(), skaddr, TcpState.SYN_RECV, TcpState.ESTABLISHED, end, 1)
+            self.tell(opened)
+            if self.report != "opened":
+                self.tell(opened._replace(time=boot_ns(), old=TcpState.LAST_ACK, new=TcpState.CLOSE))
+
+    def _pause(self, _which: int, _what: int) -> None:
+        time.sleep(3 * TICK / 1e9)
+
+    def _settle(self, _which: int, _what: int) -> None:
+        self.pipeline.settle()
+
+    def take(self, step: Step) -> None:
+        name, which, what = step
+        getattr(self, f"_{name}")(which, what)
+
+    def count_by_source(self, one: str, many: str) -> Counter[str]:
+        """What was written, one by one or many in one entry."""
+        counted: Counter[str] = Counter()
+        for _, fields in self.reader.events:
+            if fields["MESSAGE_ID"] in (one, many):
+                counted[fields["SOURCE_IP"]] += int(fields.get("EVENT_COUNT", 1))
+        return counted
+
+
+FOLDED: tuple[Policy, ...] = (([], Limit(1, 2 * TICK)), ([], Limit(2, 1000 * TICK)))
+COMING = "come", "come", "come", "drain", "drain", "pause", "poll", "settle", "stick"
+
+
+def crowds(*names: str) -> st.SearchStrategy[list[Step]]:
+    step = st.tuples(st.sampled_from([*COMING, *names]), st.integers(0, 2), st.integers(0, 1))
+    return st.lists(step, min_size=10, max_size=60)
+
+
+@FEWER
+@given(
+    st.sampled_from(FOLDED),
+    st.sampled_from(["opened", "closed", "both"]),
+    crowds("crash", "restart", "reload"),
+)
+def test_what_is_folded_adds_up(policy: Policy, report: Report, steps: list[Step]) -> None:
+    """Over kills, restarts and changes of the rules, what opens as what closes."""
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Crowd(Path(folder), policy, report)
+        machine.run([*steps, *END_OF_ALL])
+        ignored = machine.sum_up()[1]
+        opened = machine.count_by_source(event.CONNECTION_OPENED, event.CONNECTIONS_OPENED)
+        closed = machine.count_by_source(event.CONNECTION_CLOSED, event.CONNECTIONS_CLOSED)
+        for counted in [opened] * (report != "closed") + [closed] * (report != "opened"):
+            assert not counted - machine.told
+            assert sum(counted.values()) + ignored == sum(machine.told.values())
+
+
+@FEWER
+@given(st.sampled_from(FOLDED), crowds("die"))
+def test_killed_while_it_writes_what_is_folded_it_repeats_that_batch_at_most(
+    policy: Policy, steps: list[Step]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Crowd(Path(folder), policy, "opened")
+        machine.run([*steps, *END_OF_ALL])
+        counted = machine.count_by_source(event.CONNECTION_OPENED, event.CONNECTIONS_OPENED)
+        assert not machine.told - counted
+        assert sum((counted - machine.told).values()) <= machine.again
+
+
+@pytest.mark.parametrize("poll", [False, True])
+def test_what_was_folded_and_written_before_a_kill_is_not_repeated(tmp_path: Path, poll: bool) -> None:
+    """Though it was written as its time was over, and nothing came that would tell so again."""
+    machine = Crowd(tmp_path, ([], Limit(1, 200 * TICK)), "opened")
+    for step in [("come", 0, 1), ("drain", 0, 0), *[("poll", 0, 0)] * 4 * poll]:
+        machine.take(step)
+    time.sleep(0.2)
+    machine.run([("settle", 0, 0), ("drain", 0, 0), ("crash", 0, 0)])
+    counted = machine.count_by_source(event.CONNECTION_OPENED, event.CONNECTIONS_OPENED)
+    assert (counted, machine.sum_up()[0]) == (machine.told, 3)
