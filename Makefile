@@ -9,6 +9,11 @@ UNITDIR = $(PREFIX)/lib/systemd/system
 UNITS = tcpwatchd.service tcpwatchd-trace.service
 MANDIR = $(PREFIX)/share/man
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
+DOCDIR = $(PREFIX)/share/doc/tcpwatchd
+# The program looks for its configuration there and nowhere else.
+SYSCONFDIR = /etc
+CONFIG = $(DESTDIR)$(SYSCONFDIR)/tcpwatchd/tcpwatchd.conf
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -30,6 +35,9 @@ lint: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs:  ## make what is made of the table of settings: the configuration file, parts of the man pages, completion
+	PYTHONPATH=. $(PYTHON) packaging/settings.py
+
 bench: $(VENV)/ready  ## measure beside peers, as root; ARGS names some of the benchmarks
 	tests/setup $(PYTHON) $(VENV) tcpspy bpftrace
 	$(VENV)/bin/python -m tests.bench $(ARGS)
@@ -38,7 +46,7 @@ $(VENV)/ready: tests/setup tests/requirements.txt
 	tests/setup $(PYTHON) $(VENV)
 	touch $@
 
-# Compiled here: the service may not write into it.
+# Compiled here: the service may not write into it. A configuration that is there stays as it is.
 install:  ## install to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	for file in $$(find tcpwatchd -name '*.py'); do \
@@ -53,12 +61,26 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit; \
 	done
 	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
-	install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 packaging/tcpwatchd.8
+	for page in tcpwatchd.8 tcpwatchd.conf.5; do \
+	    folder=$(DESTDIR)$(MANDIR)/man$${page##*.}; \
+	    install -d $$folder || exit 1; \
+	    sed 's|/usr/share/doc/tcpwatchd|$(DOCDIR)|' packaging/$$page > $$folder/$$page; \
+	    chmod 644 $$folder/$$page; \
+	done
+	install -D -m 644 -t $(DESTDIR)$(COMPLETIONDIR) packaging/completions/tcpwatchd
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/examples/*.conf
+	test -e $(CONFIG) || install -D -m 644 packaging/tcpwatchd.conf $(CONFIG)
 
-uninstall:  ## remove what install put there; stop and disable the service first
-	rm -rf $(DESTDIR)$(LIBDIR)
+uninstall:  ## remove what install put there, but a changed configuration; stop and disable the service first
+	rm -rf $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(DOCDIR)/examples
 	rm -f $(DESTDIR)$(PREFIX)/bin/tcpwatchd $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
-	rm -f $(DESTDIR)$(CATALOGDIR)/tcpwatchd.catalog $(DESTDIR)$(MANDIR)/man8/tcpwatchd.8
+	rm -f $(DESTDIR)$(CATALOGDIR)/tcpwatchd.catalog $(DESTDIR)$(COMPLETIONDIR)/tcpwatchd
+	rm -f $(DESTDIR)$(MANDIR)/man8/tcpwatchd.8 $(DESTDIR)$(MANDIR)/man5/tcpwatchd.conf.5
+	if cmp -s packaging/tcpwatchd.conf $(CONFIG); then rm $(CONFIG); \
+	elif test -e $(CONFIG); then echo "$(CONFIG) was changed, and stays"; fi
+	for folder in $(LIBDIR) $(DOCDIR) $(SYSCONFDIR)/tcpwatchd; do \
+	    test ! -d $(DESTDIR)$$folder || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$folder; \
+	done
 
 deb:  ## build the Debian package into dist/
 	@packaging/build-deb
@@ -66,4 +88,4 @@ deb:  ## build the Debian package into dist/
 rpm:  ## build the RPM packages into dist/; ARGS passes flags to rpmbuild
 	@packaging/build-rpm $(ARGS)
 
-.PHONY: help run test check soak lint bench install uninstall deb rpm
+.PHONY: help run test check soak lint docs bench install uninstall deb rpm

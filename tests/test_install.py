@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,38 @@ def test_units_run_what_is_installed_and_nothing_stays(tmp_path: Path, prefix: s
     run("make", "-C", PROJECT, "install", *where)
     units = (tmp_path / prefix[1:] / "lib/systemd/system").iterdir()
     commands = [line for unit in units for line in unit.read_text().splitlines() if "bin/tcpwatchd " in line]
-    assert len(commands) == 3
+    assert len(commands) == 4
     assert all(f"{prefix}/bin/tcpwatchd " in line for line in commands)
+    share = tmp_path / prefix[1:] / "share"
+    page = (share / "man/man5/tcpwatchd.conf.5").read_text()
+    (examples,) = re.findall(r"^\.It Pa /(.*/examples)$", page, re.MULTILINE)
+    installed, ours = tmp_path / examples, PROJECT / "packaging/examples"
+    assert {path.name for path in installed.iterdir()} == {path.name for path in ours.iterdir()}
+    assert (share / "bash-completion/completions/tcpwatchd").exists()
     run("make", "-C", PROJECT, "uninstall", *where)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+
+
+def test_a_configuration_is_neither_overwritten_nor_removed(tmp_path: Path) -> None:
+    where = (f"DESTDIR={tmp_path}", "PREFIX=/usr/local")
+    ours, drop_in = (
+        tmp_path / "etc/tcpwatchd/tcpwatchd.conf",
+        tmp_path / "usr/lib/tcpwatchd/tcpwatchd.conf.d/x.conf",
+    )
+    run("make", "-C", PROJECT, "install", *where)
+    assert ours.read_bytes() == (PROJECT / "packaging/tcpwatchd.conf").read_bytes()
+    for path in (ours, drop_in):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("[Watch]\nInterval=5s\n")
+    run("make", "-C", PROJECT, "install", *where)
+    said = run("make", "-s", "-C", PROJECT, "uninstall", *where).stdout
+    assert f"{ours} was changed, and stays" in said
+    for path in (ours, drop_in):
+        assert path.read_text() == "[Watch]\nInterval=5s\n"
+
+
+def test_the_configuration_can_be_elsewhere(tmp_path: Path) -> None:
+    """As for a package whose files are staged in another way."""
+    run("make", "-C", PROJECT, "install", f"DESTDIR={tmp_path}", "SYSCONFDIR=/usr/share/factory/etc")
+    assert (tmp_path / "usr/share/factory/etc/tcpwatchd/tcpwatchd.conf").exists()
+    assert not (tmp_path / "etc").exists()

@@ -1,4 +1,4 @@
-"""The man page says what the program does."""
+"""The man pages say what the program does."""
 
 from __future__ import annotations
 
@@ -10,39 +10,106 @@ from pathlib import Path
 
 import pytest
 
-from tcpwatchd.config import make_parser
+from tcpwatchd.config.files import DROP_IN_FOLDERS, MAIN, MAIN_FOLDER, MOST_BYTES
+from tcpwatchd.config.flags import load, parse_arguments
+from tcpwatchd.config.settings import RULE_HELP, SECTIONS, SETTINGS, Setting
 from tcpwatchd.connection import Closed, Owner
 from tcpwatchd.output import event
+from tcpwatchd.policy.expression import DEEPEST, SYMBOLS, WORDS
+from tcpwatchd.policy.folding import MOST_GROUPS
 from tests.daemon import Daemon, run_program
 from tests.kept import CONNECTION
 from tests.namespace import run
 
-PATH = Path(__file__).parents[1] / "packaging/tcpwatchd.8"
-PAGE = PATH.read_text()
+PACKAGING = Path(__file__).parents[1] / "packaging"
+PATHS = PACKAGING / "tcpwatchd.8", PACKAGING / "tcpwatchd.conf.5"
+PAGE, FILE_PAGE = (path.read_text() for path in PATHS)
+EXAMPLES = [
+    block.replace("\\e", "\\")
+    for page in (PAGE, FILE_PAGE)
+    for block in re.findall(r"^\.Bd .*\n(\[[^]]+\]\n(?s:.*?))\.Ed$", page, re.MULTILINE)
+]
+"""Of configuration files."""
 
 
-def read_section(name: str) -> str:
-    return PAGE.split(f".Sh {name}\n")[1].split("\n.Sh ")[0]
+def read_section(name: str, page: str = PAGE) -> str:
+    return page.split(f".Sh {name}\n")[1].partition("\n.Sh ")[0]
+
+
+def read_item(head: str, page: str) -> tuple[str, str]:
+    """The rest of the line that begins an item, and its text."""
+    form = rf"^\.It {re.escape(head)}(?![-\w]) ?(.*)\n((?s:.*?))(?=^\.It |^\.El)"
+    (found,) = re.findall(form, page, re.MULTILINE)
+    return found[0], found[1]
+
+
+def strip_macros(line: str) -> str:
+    return re.sub(r"\b(Fl|Cm|Ar|Ns) |\s", "", line)
 
 
 def test_every_flag_and_no_other() -> None:
     flags = set(re.findall(r"--[a-z-]+", run_program("--help").stdout))
-    described = re.findall(r"^\.It Fl (\S+)", read_section("DESCRIPTION"), re.MULTILINE)
-    assert {f"-{name}" for name in described} == flags
-    assert {f"-{name}" for name in re.findall(r"Fl (-\S+)", read_section("SYNOPSIS"))} == flags
+    items = re.findall(r"^\.It (Fl .*)$", read_section("DESCRIPTION"), re.MULTILINE)
+    assert {f"-{name}" for item in items for name in re.findall(r"Fl (-\S+)", item)} == flags
+    synopsis = {f"-{name}" for name in re.findall(r"Fl (-\S+)", read_section("SYNOPSIS"))}
+    switches = {name for name in synopsis if "[no-]" in name}
+    synopsis -= switches
+    synopsis |= {name.replace("[no-]", no) for name in switches for no in ("", "no-")}
+    assert synopsis == flags
 
 
-def test_every_value_and_default() -> None:
-    for action in make_parser()._actions:
-        if not action.metavar:
-            continue
-        (flag,) = action.option_strings
-        (rest,) = re.findall(rf"^\.It Fl {flag[1:]} (.*)$", PAGE, re.MULTILINE)
-        assert rest.split(" ", 1)[1].replace(" ", "") == action.metavar
-        text = PAGE.split(f".It Fl {flag[1:]} ")[1].split(".It Fl")[0]
-        default = action.default or ""
-        default = default if isinstance(default, str) else f"{default:g}"
-        assert default in text
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+def test_every_value_and_default(setting: Setting) -> None:
+    rest, of_flag = read_item(f"Fl {setting.flag[1:]}", PAGE)
+    assert strip_macros(rest) == (f",-no{setting.flag[1:]}" if setting.is_switch else setting.form)
+    section = FILE_PAGE.split(f".Ss Section [{setting.section}]\n")[1].partition("\n.Ss ")[0]
+    rest, of_key = read_item(f"Cm {setting.key}=", section)
+    assert strip_macros(rest) == setting.form
+    for text in (of_flag, of_key):
+        default = re.findall(r"^The default is\n\.Cm (\S+) \.$", text, re.MULTILINE)
+        assert default == ([] if setting.default is None else [setting.default])
+
+
+def test_every_key_and_no_other() -> None:
+    text = read_section("SETTINGS", FILE_PAGE)
+    assert re.findall(r"^\.Ss Section \[(\w+)\]$", text, re.MULTILINE) == list(SECTIONS)
+    keys = [*[setting.key for setting in SETTINGS], *RULE_HELP]
+    assert re.findall(r"^\.It Cm (\w+)=", text, re.MULTILINE) == keys
+
+
+def test_every_word_of_the_grammar_and_no_other() -> None:
+    rules = read_section("RULES", FILE_PAGE)
+    (grammar,) = re.findall(r"^expression = (?s:.*?)^\.Ed$", rules, re.MULTILINE)
+    assert set(re.findall(r'"(\w+)"', grammar)) == {*WORDS, "and", "or"}
+    items = " ".join(re.findall(r"^\.It (.*)$", rules, re.MULTILINE))
+    assert set(re.findall(r"\b[a-z0-9]+\b", items)) == {*WORDS} - {"not"}
+    for symbol in SYMBOLS:
+        assert re.search(rf"^\.Ql (\\&)?{re.escape(symbol)}( ,)?$", rules, re.MULTILINE)
+
+
+def test_what_a_reload_changes() -> None:
+    text = read_section("RELOAD", FILE_PAGE)
+    (changed,) = re.findall(r"^A reload changes\n\.Cm (.*)$", text, re.MULTILINE)
+    assert set(re.findall(r"\w+", changed)) == {one.key for one in SETTINGS if not one.needs_restart}
+    others = " ".join(re.findall(r"^\.It Cm (.*)$", text, re.MULTILINE))
+    assert set(re.findall(r"\w+", others)) == {one.key for one in SETTINGS if one.needs_restart}
+
+
+def test_files_and_bounds() -> None:
+    places = [f"/{folder}/{MAIN}.d/*.conf" for folder in reversed(DROP_IN_FOLDERS)]
+    listed = re.findall(r"^\.Pa (.*)$", read_section("SYNOPSIS", FILE_PAGE), re.MULTILINE)
+    assert listed == [f"/{MAIN_FOLDER}/{MAIN}", *places]
+    assert f"Up to {DEEPEST} parentheses" in FILE_PAGE
+    assert f"At most {MOST_GROUPS:,} kinds" in FILE_PAGE
+    assert f"at most {MOST_BYTES >> 20} MiB" in FILE_PAGE
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_every_example_is_accepted(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "example.conf"
+    path.write_text(text)
+    settings = load(parse_arguments(["--config", str(path)]))
+    assert settings.rules or settings.given
 
 
 def test_every_message_id() -> None:
@@ -56,15 +123,24 @@ def test_every_field() -> None:
     _, rest, _ = daemon.end(signal.SIGTERM)
     stopped = json.loads(rest.splitlines()[-1])
     others = [event.watch_started("0", 1, True, 0), event.trace_gap(0, 0), event.poll_failed("", 0)]
-    others.append(event.trace_used("", 1, True, None, 0))
+    others += [event.trace_used("", 1, True, None, 0), event.reloaded([], 0), event.reload_failed("", 0)]
     everything = Owner._make(range(len(Owner._fields)))
     connection = CONNECTION._replace(owner=everything, listener=everything)
-    others.append(event.connection_closed(Closed(connection, 9, "fin", "both", 1, 2, "trace"), 0, 0))
-    fields = {name for made in (event.connection_opened(connection, 0), *others) for name in made.fields}
-    named = re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bMESSAGE\b|\bPRIORITY\b", read_section("JOURNAL FIELDS"))
+    closed = Closed(connection, 9, "fin", "both", 1, 2, "trace")
+    others += [event.connection_opened(connection, 0), event.connection_closed(closed, 0, 0)]
+    folded = [event.connections_opened(connection, 2, 0, 0), event.connections_closed(closed, 2, 0, 0)]
+    totals = {"reported": 0, "reported_closed": 0, "folded": 1, "folded_closed": 0, "ignored": 1}
+    others += [*folded, event.connections_counted(0, [("x:1", 1)], 1, totals, 0)]
+    fields = {name for made in others for name in made.fields}
+    text = read_section("JOURNAL FIELDS")
+    named = re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bMESSAGE\b|\bPRIORITY\b", text)
     assert set(named) == fields | set(stopped)
+    for made in folded:
+        assert made.fields["EVENT_ACTION"] in text
+        assert made.fields["MESSAGE_ID"] in text
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="needs mandoc")
-def test_it_is_sound() -> None:
-    assert run("mandoc", "-Tlint", "-W", "warning", PATH).stdout == ""
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_they_are_sound(path: Path) -> None:
+    assert run("mandoc", "-Tlint", "-W", "warning", path).stdout == ""

@@ -57,7 +57,7 @@ SETTINGS = (
         "SPAN",
         parse_interval,
         "time between polls, 100ms to 1d",
-        "A plain number is seconds.",
+        'A plain number is seconds; units are those of systemd.time(7), as in "1min 30s".',
     ),
     Setting(
         "Watch",
@@ -66,6 +66,7 @@ SETTINGS = (
         "opened|closed|both",
         one_of("opened", "closed", "both"),
         "when a connection is reported: as it opens, as it closes, with what is known then, or both times",
+        "What closes has its duration, how it ended and, where the kernel tells them, its bytes.",
         needs_restart=True,
     ),
     Setting(
@@ -75,6 +76,7 @@ SETTINGS = (
         "yes|no",
         parse_bool,
         "report the command line of who connects too, which may hold secrets",
+        "Its first 256 bytes are the field PROCESS_COMMAND_LINE.",
     ),
     Setting(
         "Watch",
@@ -83,6 +85,8 @@ SETTINGS = (
         "yes|no",
         parse_bool,
         "end each message with who owns the connection, for people who read along",
+        'As in "(curl[4242], alice, cron.service)"; and when it closed, with '
+        '"(12.3 s, 4.2 kB sent, 1.1 MB received)", as its source sees it.',
     ),
     Setting(
         "Watch",
@@ -91,7 +95,11 @@ SETTINGS = (
         "auto|journal|text|json",
         one_of("auto", "journal", "text", "json"),
         "where events go; auto is the journal when stdout or stderr is connected to it, else text",
-        "The service's unit says journal, by the flag.",
+        'With "text", each connection is one line on standard output, in local time, and what else there is '
+        'to say goes to standard error. "Open connection" was open before the watch began; '
+        '"(direction guessed)" is said where it was. With "json", each event of any kind is one object on a '
+        "line of standard output. "
+        'The unit of the service says "journal", by the flag, and so the file changes nothing for it.',
         needs_restart=True,
     ),
     Setting(
@@ -101,7 +109,7 @@ SETTINGS = (
         "auto|no|require",
         one_of("auto", "no", "require"),
         "whether to use the kernel's trace; auto, when it is to be had",
-        "With require, it ends with status 2 when it is not.",
+        'With "auto" it says so when there is none, and only polls. With "require" it ends with status 2 then.',
         needs_restart=True,
     ),
     Setting(
@@ -111,8 +119,9 @@ SETTINGS = (
         "NAME",
         parse_instance,
         "the instance of tracefs to use; made when it is not there, and removed at the end",
-        "If it is not set, it is the one of the service, where that is bound to /run/tcpwatchd-trace, else, "
-        "as root, one of the process's own.",
+        "If it is not set, it is the one that the unit of the service binds at /run/tcpwatchd-trace, else, as "
+        "root, one of the process's own. The service needs it not to be set: its units bind the instance "
+        "tcpwatchd.",
         needs_restart=True,
     ),
     Setting(
@@ -122,7 +131,8 @@ SETTINGS = (
         "SIZE",
         parse_buffer,
         "memory a CPU for the trace, 16K to 16M",
-        "All CPUs share 16M. In the service it takes a restart of tcpwatchd-trace.service.",
+        "K and M go by 1024; a plain number is bytes. All CPUs share 16M. If it is not set, an instance that "
+        "stands keeps what it has: that of the service until tcpwatchd-trace.service is restarted.",
         needs_restart=True,
     ),
     Setting(
@@ -132,15 +142,15 @@ SETTINGS = (
         "N/SPAN|no",
         parse_fold,
         "after N connections in a time that differ only in their source ports, make one entry of the rest",
-        "As in 20/10s. The time is 1s to 1h, and N at most 1000000.",
+        'As in "20/10s". The time is 1s to 1h, and N 1 to 1000000.',
     ),
 )
 RULES_SECTION = "Rules"
 RULE_HELP = {
-    "Ignore": "Connections that are not written, but counted.",
-    "Report": "Connections that are, though a later rule would say otherwise.",
-    "Notice": "Connections whose entry has the priority notice.",
-    "Warning": "Connections whose entry has the priority warning.",
+    "Ignore": "Connections that are not written, only counted.",
+    "Report": "Connections that are written, though a later rule would say otherwise.",
+    "Notice": "Connections whose entries have the priority notice.",
+    "Warning": "Connections whose entries have the priority warning.",
 }
 """Keys of the rules' section that can be there many times, each with an expression."""
 SECTIONS = tuple(dict.fromkeys(setting.section for setting in SETTINGS))
