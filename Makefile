@@ -69,6 +69,7 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	done
 	install -D -m 644 -t $(DESTDIR)$(COMPLETIONDIR) packaging/completions/tcpwatchd
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/examples/*.conf
+	install -d $(CONFIG).d
 	test -e $(CONFIG) || install -D -m 644 packaging/tcpwatchd.conf $(CONFIG)
 
 uninstall:  ## remove what install put there, but a changed configuration; stop and disable the service first
@@ -78,8 +79,8 @@ uninstall:  ## remove what install put there, but a changed configuration; stop 
 	rm -f $(DESTDIR)$(MANDIR)/man8/tcpwatchd.8 $(DESTDIR)$(MANDIR)/man5/tcpwatchd.conf.5
 	if cmp -s packaging/tcpwatchd.conf $(CONFIG); then rm $(CONFIG); \
 	elif test -e $(CONFIG); then echo "$(CONFIG) was changed, and stays"; fi
-	for folder in $(LIBDIR) $(DOCDIR) $(SYSCONFDIR)/tcpwatchd; do \
-	    test ! -d $(DESTDIR)$$folder || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$folder; \
+	for folder in $(DESTDIR)$(LIBDIR) $(DESTDIR)$(DOCDIR) $(CONFIG).d $(dir $(CONFIG)); do \
+	    test ! -d $$folder || rmdir --ignore-fail-on-non-empty $$folder; \
 	done
 
 deb:  ## build the Debian package into dist/

@@ -30,6 +30,7 @@ def test_units_run_what_is_installed_and_nothing_stays(tmp_path: Path, prefix: s
     assert (share / "bash-completion/completions/tcpwatchd").exists()
     run("make", "-C", PROJECT, "uninstall", *where)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+    assert not list(tmp_path.rglob("tcpwatchd*"))
 
 
 def test_a_configuration_is_neither_overwritten_nor_removed(tmp_path: Path) -> None:
