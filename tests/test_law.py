@@ -17,6 +17,7 @@ MORE = {
     "owners.processes": {"clock"},
     "output.outbox": {"clock"},
     "config.values": {"policy"},
+    "config.files": {"policy"},
     "config.flags": {"__version__", "policy"},
     "state.baseline": {"output.event", "policy", "tracking.closings"},
     "state.recovery": {"clock", "kernel", "tracking", "policy", "owners", "output"},

@@ -8,9 +8,10 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.failure import UsageError
+from tcpwatchd.policy.expression import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 MAIN = "tcpwatchd/tcpwatchd.conf"
 MAIN_FOLDER = "etc"
@@ -18,8 +19,7 @@ DROP_IN_FOLDERS = "usr/lib", "run", "etc"
 """A file in a later one replaces that of the same name in one before it."""
 MOST_BYTES = 1 << 20
 """Of one file."""
-LONGEST_QUOTE = 60
-CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
+CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 
 
 class Fault(NamedTuple):
@@ -64,8 +64,8 @@ class Assignment(NamedTuple):
         return line, column + offset - start
 
 
-def list_files(root: str = "/") -> list[str]:
-    """The main file, if there is one, and the drop-ins by their names. Raises ConfigError."""
+def list_files(root: str, faults: list[Fault]) -> list[str]:
+    """The main file, if there is one, and the drop-ins by their names; faults are added to those given."""
     main = os.path.join(root, MAIN_FOLDER, MAIN)
     found = {}
     for folder in DROP_IN_FOLDERS:
@@ -75,7 +75,8 @@ def list_files(root: str = "/") -> list[str]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise ConfigError([Fault(path, None, None, str(error.strerror))]) from error
+            faults.append(Fault(path, None, None, str(error.strerror)))
+            continue
         found.update({name: os.path.join(path, name) for name in names if name.endswith(".conf")})
     drop_ins = [path for _, path in sorted(found.items()) if os.path.realpath(path) != os.devnull]
     return [main] * os.path.lexists(main) + drop_ins
@@ -84,9 +85,8 @@ def list_files(root: str = "/") -> list[str]:
 def read_file(path: str) -> str:
     """Raises ConfigError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            mode = os.fstat(descriptor).st_mode
+        with open(path, "rb", opener=open_now) as file:
+            mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode) and os.path.realpath(path) != os.devnull:
                 raise ConfigError([Fault(path, None, None, "Not a regular file")])
             content = file.read(MOST_BYTES + 1)
@@ -106,31 +106,54 @@ def read_file(path: str) -> str:
     return text
 
 
-def split_assignments(path: str, text: str, faults: list[Fault]) -> Iterator[Assignment]:
-    """What a file says; the lines that say nothing are added to the faults."""
-    section = None
+def open_now(path: str, flags: int) -> int:
+    """A FIFO too, which would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def split_assignments(
+    path: str, text: str, sections: Collection[str], faults: list[Fault]
+) -> Iterator[Assignment]:
+    """What a file says; the lines that say nothing are added to the faults.
+
+    Of a section that there is not, that is told once, and the rest of it is passed over.
+    """
+    section, is_known = None, True
     for pieces in join_lines(text):
         number, line = pieces[0]
-        if line.startswith("["):
-            name = line.strip()
-            section = name[1:-1] if name.endswith("]") else None
-            if section is None or len(pieces) > 1:
-                faults.append(Fault(path, number, None, f"expected [Section], found {quote(name)}"))
-            continue
         key, equals, rest = line.partition("=")
-        if not equals or not key.strip():
-            faults.append(Fault(path, number, None, f"expected Setting=value, found {quote(line.strip())}"))
+        fault = None
+        if line.lstrip().startswith("["):
+            name = line.strip()
+            section = name[1:-1] if name.endswith("]") and len(pieces) == 1 else ""
+            is_known = section in sections
+            if not section:
+                fault = f"expected [Section], found {quote(name)}"
+            elif not is_known:
+                fault = f"no section {quote(name)}; there are {', '.join(f'[{one}]' for one in sections)}"
+        elif not is_known:
+            pass
+        elif not equals or not key.strip():
+            fault = f"expected Setting=value, found {quote(line.strip())}"
         elif section is None:
-            faults.append(Fault(path, number, None, f"expected [Section] before {quote(key.strip() + '=')}"))
+            fault = f"expected [Section] before {quote(key.strip() + '=')}"
         else:
-            value, places = "", []
-            for at, (line_number, piece) in enumerate([(number, rest), *pieces[1:]]):
-                lead = len(piece) - len(piece.lstrip())
-                before = len(key) + 1 if at == 0 else 0
-                value += " " * (at > 0)
-                places.append((len(value), line_number, before + lead + 1))
-                value += piece.strip()
-            yield Assignment(path, section, key.strip(), value.strip(), places)
+            value, places = join_value(len(key) + 1, [(number, rest), *pieces[1:]])
+            yield Assignment(path, section, key.strip(), value, places)
+        if fault:
+            faults.append(Fault(path, number, None, fault))
+
+
+def join_value(before: int, pieces: list[tuple[int, str]]) -> tuple[str, list[tuple[int, int, int]]]:
+    """A value, and its places. `before` is how much of its first line is not of it."""
+    value, places = "", []
+    for number, piece in pieces:
+        value += " " if value else ""
+        lead = len(piece) - len(piece.lstrip())
+        places.append((len(value), number, before + lead + 1))
+        value += piece.strip()
+        before = 0
+    return value.rstrip(), places
 
 
 def join_lines(text: str) -> Iterator[list[tuple[int, str]]]:
@@ -152,9 +175,5 @@ def join_lines(text: str) -> Iterator[list[tuple[int, str]]]:
         yield pieces
 
 
-def quote(text: str) -> str:
-    return repr(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 3] + "...")
-
-
 def make_printable(path: str) -> str:
-    return path.encode("utf-8", "backslashreplace").decode() if path.isprintable() else repr(path)[1:-1]
+    return path if path.isprintable() else repr(path)[1:-1]

@@ -12,13 +12,13 @@ from tcpwatchd.config.files import (
     ConfigError,
     Fault,
     list_files,
-    quote,
+    make_printable,
     read_file,
     split_assignments,
 )
 from tcpwatchd.config.settings import BY_KEY, RULE_HELP, RULES_SECTION, SECTIONS, SETTINGS
 from tcpwatchd.failure import UsageError
-from tcpwatchd.policy.expression import ExpressionError
+from tcpwatchd.policy.expression import ExpressionError, quote
 from tcpwatchd.policy.rules import Rule, compile_rule
 
 if TYPE_CHECKING:
@@ -64,6 +64,12 @@ class Settings(argparse.Namespace):
         """None if none was asked for: then an instance that stands keeps what it has."""
         return self.trace_buffer if "trace_buffer" in self.given else None
 
+    def cite(self, name: str) -> str:
+        """A setting that was given, as it was."""
+        _, text, source = self.given[name]
+        (setting,) = (one for one in SETTINGS if one.name == name)
+        return f"{source} {text}" if source == setting.flag else f"{source}: {setting.key}={text}"
+
 
 class Parser(argparse.ArgumentParser):
     """Leaves it to the caller to say what is wrong; the usage is there for --help."""
@@ -84,6 +90,8 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         if given is not None
         for value, text in [given]
     }
+    if "" in (settings.config, settings.check_config):
+        raise UsageError("--config, --check-config: expected the name of a file, found ''")
     if isinstance(settings.check_config, str):
         if settings.config is not None:
             raise UsageError("--check-config FILE: not with --config, which names another")
@@ -152,7 +160,7 @@ def load(settings: Settings, root: str = "/") -> Settings:
     faults: list[Fault] = []
     given: dict[str, Given] = {}
     rules: list[Rule] = []
-    for path in find_files(settings, root, faults):
+    for path in list_files(root, faults) if settings.config is None else [settings.config]:
         in_file: list[Fault] = []
         for assignment in read_assignments(path, in_file):
             try:
@@ -160,7 +168,7 @@ def load(settings: Settings, root: str = "/") -> Settings:
                     rules.append(read_rule(assignment))
                 else:
                     name, value = read_setting(assignment)
-                    given[name] = Given(value, assignment.value, f"{path}:{assignment.line}")
+                    given[name] = Given(value, assignment.value, f"{make_printable(path)}:{assignment.line}")
             except ConfigError as error:
                 in_file += error.faults
         faults += sorted(in_file, key=lambda fault: fault.line or 0)
@@ -178,19 +186,10 @@ def load(settings: Settings, root: str = "/") -> Settings:
     return Settings(**{**vars(settings), **values, "rules": rules, "given": given})
 
 
-def find_files(settings: Settings, root: str, faults: list[Fault]) -> list[str]:
-    """In the order in which they are read; what is wrong is added to the faults."""
-    try:
-        return list_files(root) if settings.config is None else [settings.config]
-    except ConfigError as error:
-        faults += error.faults
-        return []
-
-
 def read_assignments(path: str, faults: list[Fault]) -> Iterable[Assignment]:
     """Of one file; what is wrong is added to the faults."""
     try:
-        return split_assignments(path, read_file(path), faults)
+        return split_assignments(path, read_file(path), SECTIONS, faults)
     except ConfigError as error:
         faults += error.faults
         return []
@@ -200,7 +199,7 @@ def read_rule(assignment: Assignment) -> Rule:
     """Raises ConfigError."""
     path, section, key, text, _ = assignment
     try:
-        return compile_rule(key, text, path, assignment.line, find_port)
+        return compile_rule(key, text, make_printable(path), assignment.line, find_port)
     except ExpressionError as error:
         line, column = assignment.find(error.offset)
         raise ConfigError([Fault(path, line, column, f"[{section}] {key}=: {error}")]) from error
@@ -210,9 +209,7 @@ def read_setting(assignment: Assignment) -> tuple[str, Any]:
     """The name of the setting, and its value. Raises ConfigError."""
     path, section, key, text, _ = assignment
     setting = BY_KEY.get((section, key))
-    if section not in SECTIONS:
-        fault = f"no section [{section}]; there are {', '.join(f'[{name}]' for name in SECTIONS)}"
-    elif setting is None:
+    if setting is None:
         known = [one.key for one in SETTINGS if one.section == section]
         known += RULE_HELP if section == RULES_SECTION else []
         fault = f"no setting {quote(key + '=')} in [{section}]; there are {', '.join(known)}"

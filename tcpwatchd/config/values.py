@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tcpwatchd.policy.expression import quote
 from tcpwatchd.policy.folding import Limit
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ SPAN_UNITS = {
 SECONDS = {
     name: seconds for seconds, names in SPAN_UNITS.items() for name in ["", *names.split()][seconds != 1 :]
 }
-SPAN_PART = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zµμ]*)")
+SPAN_PART = re.compile(r"[ \t]*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?![0-9.])[ \t]*([a-zµμ]*)")
 KIB = {"K": 1, "M": 1024, "G": 1024 * 1024}
 YES, NO = ("1", "yes", "y", "true", "t", "on"), ("0", "no", "n", "false", "f", "off")
 LONGEST = 100
@@ -46,7 +47,7 @@ def parse_span(text: str) -> float:
             raise ValueError(text)
         seconds += float(part[1]) * SECONDS[part[2]]
         at = part.end()
-    return seconds
+    return round(seconds, 9)  # 100000us are 100ms
 
 
 def parse_interval(text: str) -> float:
@@ -59,7 +60,7 @@ def parse_span_within(text: str, limits: tuple[float, float], what: str) -> floa
     except ValueError:
         seconds = -1
     if not limits[0] <= seconds <= limits[1]:
-        raise ValueError(f"not {what}: {text!r}")
+        raise ValueError(f"not {what}: {quote(text)}")
     return seconds
 
 
@@ -71,13 +72,13 @@ def parse_buffer(text: str) -> int:
     if found:
         kib = int(found[1]) * KIB[found[2]] if found[2] else int(found[1]) // 1024
     if not smallest <= kib <= largest:
-        raise ValueError(f"not a size from {smallest}K to {largest // 1024}M: {text!r}")
+        raise ValueError(f"not a size from {smallest}K to {largest // 1024}M: {quote(text)}")
     return kib
 
 
 def parse_bool(text: str) -> bool:
     if text.lower() not in (*YES, *NO):
-        raise ValueError(f"not yes or no: {text!r}")
+        raise ValueError(f"not yes or no: {quote(text)}")
     return text.lower() in YES
 
 
@@ -88,24 +89,24 @@ def parse_fold(text: str) -> Limit | None:
     entries, _, span = text.partition("/")
     what = "no, or how many in which time, from 1/1s to 1000000/1h"
     if not re.fullmatch("[0-9]{1,7}", entries) or not FOLD_ENTRIES[0] <= int(entries) <= FOLD_ENTRIES[1]:
-        raise ValueError(f"not {what}: {text!r}")
+        raise ValueError(f"not {what}: {quote(text)}")
     try:
         seconds = parse_span_within(span, FOLD_RANGE, what)
     except ValueError as error:
-        raise ValueError(f"not {what}: {text!r}") from error
+        raise ValueError(f"not {what}: {quote(text)}") from error
     return Limit(int(entries), round(seconds * NANOSECONDS))
 
 
 def parse_instance(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", text):
-        raise ValueError(f"not a name of letters, digits, dots, - and _: {text!r}")
+        raise ValueError(f"not a name of letters, digits, dots, - and _: {quote(text)}")
     return text
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"not one of {', '.join(choices)}: {text!r}")
+            raise ValueError(f"not one of {', '.join(choices)}: {quote(text)}")
         return text
 
     return parse

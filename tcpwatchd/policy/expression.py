@@ -32,6 +32,8 @@ SYMBOLS = {"&&": "and", "||": "or", "!": "not"}
 DEEPEST = 50
 """Parentheses and nots inside each other."""
 MOST_PORT = 65535
+LONGEST_PATTERN = 256
+"""Longer than any name; to compile much longer ones takes minutes."""
 SOURCE, DESTINATION = "src", "dst"
 
 
@@ -109,6 +111,8 @@ def split_tokens(text: str) -> Iterator[Token]:
             yield Token(found.start(1 if symbol else 3), symbol or plain)
         if not symbol and text[at : at + 1] == '"':
             raise ExpressionError(at, 'expected a space before "')
+        if plain and plain.endswith("\\"):  # at the end of a line it would be no part of it
+            raise ExpressionError(at - 1, "expected a name that ends with \\ in quotes")
 
 
 class Parser:
@@ -180,7 +184,10 @@ class Parser:
             return PLAIN[word]
         if word in OWNED:
             self.asks_owner = True
-            return on_owner(OWNED[word], self._take_name(word, "a name or pattern"))
+            token = self._take_name(word, "a name or pattern")
+            if len(token.text) > LONGEST_PATTERN:
+                raise self._fail(token, f"a pattern of at most {LONGEST_PATTERN} characters")
+            return on_owner(OWNED[word], token)
         side = None
         if word in (SOURCE, DESTINATION):
             side, token = word, self._take()
@@ -204,7 +211,8 @@ class Parser:
         if numbers:
             low, high = int(numbers[1]), int(numbers[2] or numbers[1])
             if not 1 <= low <= high <= MOST_PORT:
-                raise ExpressionError(offset, f"expected ports from 1 to {MOST_PORT}, found {text!r}")
+                order = ", the lower first" if numbers[2] else ""
+                raise ExpressionError(offset, f"expected ports from 1 to {MOST_PORT}{order}, found {text!r}")
             return low, high
         try:
             port = self._find_port(text)
