@@ -20,11 +20,14 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports():
+    from tcpwatchd.config import files, flags
     from tcpwatchd.kernel import btf, pages, tables
     from tcpwatchd.kernel.rows import SKIPPED, Format
+    from tcpwatchd.policy import expression
     from tcpwatchd.state import baseline, store
 
-from tcpwatchd.connection import Drain, Formats
+from tcpwatchd.config.settings import SETTINGS
+from tcpwatchd.connection import NOBODY, Drain, Formats, Owner
 from tests.btf import PATHS, make_description
 from tests.kept import make_full
 from tests.ring import SIZE, make_settings, page, record, word
@@ -116,6 +119,51 @@ def fuzz_types(text: bytes) -> None:
             assert all(name.encode() + b"\0" in described for name in path.split(".")), path
 
 
+def fuzz_config(text: bytes) -> None:
+    """As they are, and as what is set under the headings of sections."""
+    for content in (text, b"[Watch]\nInterval=" + text, b"[Rules]\nIgnore=" + text):
+        try:
+            settings = load_config(content)
+        except files.ConfigError as error:
+            lines = content.count(b"\n") + 1
+            for fault in error.faults:
+                assert str(fault).isprintable(), fault
+                assert 1 <= (fault.line or 1) <= lines, fault
+                assert 1 <= (fault.column or 1) <= len(content) + 1, fault
+            continue
+        shown = load_config(flags.format_settings(settings).encode())
+        for setting in SETTINGS:
+            assert getattr(shown, setting.name) == getattr(settings, setting.name), setting.key
+        assert [rule[:2] for rule in shown.rules] == [rule[:2] for rule in settings.rules]
+
+
+def load_config(content: bytes) -> flags.Settings:
+    CONFIG.write_bytes(content)
+    return flags.load(CONFIG_FLAGS)
+
+
+def fuzz_expression(raw: bytes) -> None:
+    """And with a "not" before it, which turns what is known about."""
+    text = raw.decode("utf-8", "ignore")
+    fault = None
+    try:
+        compiled = expression.compile_expression(text, flags.find_port)
+    except expression.ExpressionError as error:
+        fault = error
+    if fault:
+        assert 0 <= fault.offset <= len(text)
+        assert str(fault).isprintable()
+        return
+    if text.count("(") + text.count("not") + text.count("!") >= expression.DEEPEST - 1:
+        return
+    opposite = expression.compile_expression(f"not ({text})", flags.find_port)
+    assert opposite[1:] == compiled[1:]
+    for facts in FACTS:
+        found = compiled.test(facts)
+        assert opposite.test(facts) is (None if found is None else not found)
+        assert found is not None or facts is not ALL_KNOWN
+
+
 def read_formats() -> Formats:
     make_settings(FOLDER)
     events = FOLDER / "events"
@@ -135,12 +183,40 @@ def make_seeds(target: str) -> list[bytes]:
         "baseline": [full.partition(b"\n")[2]],
         "log": [drain, mark, store.FORMATS + b"a\0b\0c", store.frame(drain[:1], drain[1:])],
         "types": [make_description(), make_description()[HEAD_OF_TYPES:]],
+        "config": [
+            b"".join(make_section(name) for name in ("Watch", "Trace", "Rules")),
+            b"1min 30s \\\n 5ms",
+        ],
+        "expression": [*EXPRESSIONS],
     }[target]
 
 
+def make_section(name: str) -> bytes:
+    """With each setting, or with rules."""
+    lines = [f"{one.key} = {one.default or 'x'} \\\n" for one in SETTINGS if one.section == name]
+    rules = [b"Ignore=" + one + b"\n" for one in EXPRESSIONS if name == "Rules"]
+    return f"[{name}]\n# A comment\n".encode() + "\n".join(lines).encode() + b"\n" + b"".join(rules)
+
+
 FORMATS = read_formats()
+CONFIG = FOLDER / "config"
+CONFIG_FLAGS = flags.parse_arguments(["--config", str(CONFIG)])
+EXPRESSIONS = (
+    b"ingress and src net 10.0.0.0/8 or (ip6 && not dst port 8000-8999)",
+    b'egress || !(host 2001:db8::1 or net ::ffff:10.0.0.0/104) || process "a [b-c]*"',
+    b"internal and here and port https and (user root or unit *.service or container ?x)",
+)
+FACTS = [
+    expression.Facts(address, port, address[::-1], 443, direction, here, owners)
+    for address, port, direction, here, owners in (
+        (b"\n\0\0\5", 8000, "ingress", True, (NOBODY, NOBODY)),
+        (b"\1\0\0\x7f", None, None, None, (Owner(0, "root", "a.service", None, "x", name="a b"), NOBODY)),
+        (bytes(15) + b"\1", 65535, "internal", False, 2 * (Owner(1, "b", "b.scope", "c", "x", name="c"),)),
+    )
+]
+ALL_KNOWN = FACTS[-1]
 TARGETS = {"table": fuzz_table, "page": fuzz_page, "baseline": fuzz_baseline, "log": fuzz_log}
-TARGETS["types"] = fuzz_types
+TARGETS |= {"types": fuzz_types, "config": fuzz_config, "expression": fuzz_expression}
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
