@@ -51,7 +51,7 @@ def tells_owners(events: list[dict[str, Any]]) -> bool:
 def test_a_thousand_that_close_in_every_way(output: IO[bytes]) -> None:
     """By the tracepoint alone; in a virtual machine also with bytes (system/test_machine.py)."""
     with Namespace() as watched, Namespace() as host:
-        daemon = start(watched, output, "--trace", "require", "--report", "both", "--trace-buffer", "4096")
+        daemon = start(watched, output, "--trace", "require", "--report", "both", "--trace-buffer", "4M")
         told, _ = make_connections(host, COUNT, 14).communicate(timeout=300)
         time.sleep(0.5)
         status, _, errors = daemon.end(signal.SIGTERM)

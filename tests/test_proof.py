@@ -193,7 +193,7 @@ def test_without_the_trace_what_was_missed_is_counted(
 def test_churn(output: IO[bytes]) -> None:
     """All are reported, or what was lost is counted: connections cannot vanish unaccounted."""
     with Namespace() as host:
-        daemon = start(host, output, "--trace", "require", "--trace-buffer", "8192", "--interval", "10")
+        daemon = start(host, output, "--trace", "require", "--trace-buffer", "8M", "--interval", "10")
         traffics = [Traffic(host.pid, "churn", "5000", str(CHURN_SECONDS)) for _ in range(2)]
         truths = [traffic.truth() for traffic in traffics]
         for traffic in traffics:
@@ -221,7 +221,7 @@ def settle(output: IO[bytes]) -> None:
 def test_losses_are_told_and_polls_find_what_stays(output: IO[bytes]) -> None:
     """A small buffer, a daemon that is stopped meanwhile: records are lost, open connections are not."""
     with Namespace() as host:
-        daemon = start(host, output, "--trace", "require", "--trace-buffer", "16")
+        daemon = start(host, output, "--trace", "require", "--trace-buffer", "16K")
         daemon.process.send_signal(signal.SIGSTOP)
         stays = Traffic(host.pid, "many", "50")
         server, clients = stays.truth()

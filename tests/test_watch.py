@@ -396,8 +396,11 @@ def settled(count: object) -> bool:
     [
         (["--\udcff"], "unrecognized arguments: --"),
         (["x\n<0>tcpwatchd: forged"], "unrecognized arguments: x\\n<0>tcpwatchd: forged"),
-        (["--trace-buffer", "9" * 5000], "argument --trace-buffer: not a number of KiB from 16 to 16384"),
+        (["--trace-buffer", "9" * 5000], "argument --trace-buffer: not a size from 16K to 16M: '999"),
+        (["--interval", "1\n2"], "argument --interval: not a time span from 100ms to 1d: '1\\n2'"),
         (["--once", "--trace", "require"], "--trace require: not with --once"),
+        (["--once", "--report", "both"], "--report both: not with --once"),
+        (["--once", "--config", "\udcff\n"], "\\udcff\\n: No such file or directory"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], words: str) -> None:
