@@ -205,7 +205,7 @@ def test_a_flag_that_is_missing_is_told(output: IO[bytes], instance: str, tmp_pa
     with Namespace() as host:
         run_on(host, output, instance, tmp_path).end(signal.SIGTERM)
     (said,) = of(output, event.CLOSINGS_UNTOLD)
-    assert said["ERROR_MESSAGE"] == "--report is not among the flags"
+    assert said["ERROR_MESSAGE"] == "a flag of the service says so, and its trace was set up for more"
 
 
 def test_a_second_set_up_leaves_the_first_as_it_is(instance: str) -> None:

@@ -161,8 +161,7 @@ def load(settings: Settings, root: str = "/") -> Settings:
     given: dict[str, Given] = {}
     rules: list[Rule] = []
     for path in list_files(root, faults) if settings.config is None else [settings.config]:
-        in_file: list[Fault] = []
-        for assignment in read_assignments(path, in_file):
+        for assignment in read_assignments(path, faults):
             try:
                 if assignment.section == RULES_SECTION and assignment.key in RULE_HELP:
                     rules.append(read_rule(assignment))
@@ -170,8 +169,7 @@ def load(settings: Settings, root: str = "/") -> Settings:
                     name, value = read_setting(assignment)
                     given[name] = Given(value, assignment.value, f"{make_printable(path)}:{assignment.line}")
             except ConfigError as error:
-                in_file += error.faults
-        faults += sorted(in_file, key=lambda fault: fault.line or 0)
+                faults += error.faults
     if faults:
         raise ConfigError(faults)
     given |= settings.given
