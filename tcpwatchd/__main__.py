@@ -114,19 +114,18 @@ def run(
     flags: Settings, settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack
 ) -> bool:
     """Whether it was SIGHUP that ended it."""
-    if settings.once and settings.trace == "require":
-        raise UsageError("--trace require: not with --once, which never traces")
-    if settings.once and settings.report != "opened":
-        raise UsageError(f"--report {settings.report}: not with --once, which reports what is open")
+    if settings.once:
+        refuse_for_once(flags)
+        settings.trace, settings.report = "no", "opened"
     notifier = open_notifier(os.environ)
     store = Store(None if settings.once else find_runtime_directory(os.environ))
     trace, no_trace_reason = None, None
-    if settings.trace != "no" and not settings.once:
+    if settings.trace != "no":
         try:
             trace = open_trace(settings, notifier.supervised, stack)
         except TraceError as error:
             if settings.trace == "require":
-                raise UsageError(f"--trace require: {error}") from error
+                raise UsageError(f"{settings.cite('trace')}: {error}") from error
             no_trace_reason = str(error)
     processes = Processes(settings.command_lines)
     pipeline = Pipeline(
@@ -156,6 +155,15 @@ def run(
         if watch.lost_at_end:
             print_error(f"{count(watch.lost_at_end, 'connection')} found and not written")
     return watch.hung_up
+
+
+def refuse_for_once(flags: Settings) -> None:
+    """What the configuration says for the service is no mistake; a flag is. Raises UsageError."""
+    asked = {name: given.value for name, given in flags.given.items()}
+    if asked.get("trace") == "require":
+        raise UsageError("--trace require: not with --once, which never traces")
+    if asked.get("report", "opened") != "opened":
+        raise UsageError(f"--report {asked['report']}: not with --once, which reports what is open")
 
 
 def list_changes(settings: Settings, new: Settings) -> list[str]:

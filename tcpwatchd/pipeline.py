@@ -62,9 +62,7 @@ class Pipeline:
         rules: Sequence[Rule] = (),
         limit: Limit | None = None,
     ) -> None:
-        self._feed_watchdog = feed_watchdog
-        self._root = root
-        self._store = store
+        self._feed_watchdog, self._root, self._store = feed_watchdog, root, store
         self._trace = trace
         self._decoder = Decoder(trace.formats, trace.taken) if trace else None
         self._tables = Tables(root)

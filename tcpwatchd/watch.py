@@ -274,7 +274,7 @@ class Watch:
         self._notifier.reloading()
         try:
             self._interval, needs_restart = self._reload()
-        except Failure as error:
+        except Exception as error:  # whatever went wrong, what is in force stays
             self._pipeline.report(event.reload_failed(describe(error), now()))
         else:
             self._poll_at = min(self._poll_at, time.monotonic() + self._interval)

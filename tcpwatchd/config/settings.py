@@ -109,7 +109,7 @@ SETTINGS = (
         "auto|no|require",
         one_of("auto", "no", "require"),
         "whether to use the kernel's trace; auto, when it is to be had",
-        'With "auto" it says so when there is none, and only polls. With "require" it ends with status 2 then.',
+        'With "auto" it says so when there is none, and only polls. With "require" it ends with status 2.',
         needs_restart=True,
     ),
     Setting(
@@ -119,8 +119,8 @@ SETTINGS = (
         "NAME",
         parse_instance,
         "the instance of tracefs to use; made when it is not there, and removed at the end",
-        "If it is not set, it is the one that the unit of the service binds at /run/tcpwatchd-trace, else, as "
-        "root, one of the process's own. The service needs it not to be set: its units bind the instance "
+        "If it is not set, it is the one that the unit of the service binds at /run/tcpwatchd-trace, else, "
+        "as root, one of the process's own. The service needs it not to be set: its units bind the instance "
         "tcpwatchd.",
         needs_restart=True,
     ),

@@ -138,7 +138,9 @@ class Folding:
             self._groups[key] = group
 
     def _find_key(self, item: Connection | Closed) -> Any:
-        connection, end = (item.connection, item[2:4]) if isinstance(item, Closed) else (item, None)
+        connection, end = (
+            (item.connection, (item[2:4], item[-1])) if isinstance(item, Closed) else (item, None)
+        )
         source, destination, direction, state, detected_by, _, guessed, priority, *_ = connection
         key = source[:-2], destination, direction, state, detected_by, guessed, priority, end
         if self._by_owner:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
-from tcpwatchd.connection import Folded, Ignored
+from tcpwatchd.connection import Folded, Ignored, make
 from tcpwatchd.policy.folding import Folding
 from tcpwatchd.policy.rules import PRIORITIES, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tcpwatchd.connection import Closed, Connection, Endpoint, Socket
     from tcpwatchd.policy.folding import GroupKnown, Limit
     from tcpwatchd.policy.rules import Name, Rule
+
+    MayReport = Callable[[bytes, Endpoint, Optional[Socket]], bool]
 
 
 class Tally(NamedTuple):
@@ -58,27 +60,30 @@ class Policy:
         self._since = now
         self._rules = Rules(rules, network)
         self._folding = Folding(limit, by_owner)
-        self._ignored: Counter[Rule] = Counter()
+        self._ignored: Counter[int] = Counter()
+        """By the number of the rule."""
         self._folded = 0
         self.ignored = 0
         """Connections that were ignored since the start of this process."""
 
     def choose(self, connection: Connection, name: Name) -> Connection | Ignored:
         """With its owners and its priority, or that it is ignored, mostly without owners."""
-        rule, named = self._rules.choose(connection, name)
-        if rule is None:
+        if not self._rules.rules:
+            return name(connection)
+        number, named = self._rules.choose(connection, name)
+        if number is None:
             return named or name(connection)
-        priority = PRIORITIES[rule.action]
+        priority = PRIORITIES[self._rules.rules[number].action]
         if priority is None:
-            self._ignored[rule] += 1
+            self._ignored[number] += 1
             self.ignored += 1
-            return Ignored(connection)
-        named = named or name(connection)
-        return named if priority == named.priority else named._replace(priority=priority)
+            return make(Ignored, (connection,))
+        return (named or name(connection))._replace(priority=priority)
 
-    def may_report(self, local: bytes, remote: Endpoint, socket: Socket | None) -> bool:
-        """As in `Rules`."""
-        return self._rules.may_report(local, remote, socket)
+    @property
+    def may_report(self) -> MayReport | None:
+        """As in `Rules`; None if all is reported."""
+        return self._rules.may_report if self._rules.rules else None
 
     def fold(self, items: Iterable[Connection | Closed]) -> list[Connection | Closed | Folded]:
         """What is to be written now, in order."""
@@ -108,7 +113,8 @@ class Policy:
 
     def take_tally(self, now: int) -> Tally:
         """Of the time since the last one; `now` is in microseconds since the epoch."""
-        tally = Tally(self._since, self._ignored.most_common(), self._folded)
+        ignored = [(self._rules.rules[number], times) for number, times in self._ignored.most_common()]
+        tally = Tally(self._since, ignored, self._folded)
         self._since, self._ignored, self._folded = now, Counter(), 0
         return tally
 
@@ -118,11 +124,9 @@ class Policy:
 
     @property
     def known(self) -> PolicyKnown:
-        rules = self._rules.rules
-        ignored = [(number, self._ignored[rule]) for number, rule in enumerate(rules) if self._ignored[rule]]
-        return PolicyKnown(
-            rules, self._folding.limit, self._folding.known, self._since, ignored, self._folded
-        )
+        folding = self._folding
+        tally = self._since, sorted(self._ignored.items()), self._folded
+        return PolicyKnown(self._rules.rules, folding.limit, folding.known, *tally)
 
     def restore(self, known: PolicyKnown) -> None:
         """Go on as another process did."""
@@ -130,7 +134,7 @@ class Policy:
         self._folding = Folding(known.limit, self._by_owner)
         self._folding.restore(known.groups)
         self._since, self._folded = known.since, known.folded
-        self._ignored = Counter({known.rules[number]: times for number, times in known.ignored})
+        self._ignored = Counter(dict(known.ignored))
 
     def switch(self, rules: Sequence[Rule], limit: Limit | None) -> None:
         """Of what was settled and told."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpwatchd.connection import make
 from tcpwatchd.policy.expression import Facts, compile_expression
@@ -10,7 +10,7 @@ from tcpwatchd.policy.expression import Facts, compile_expression
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tcpwatchd.connection import Connection, Endpoint, Priority, Socket
+    from tcpwatchd.connection import Connection, Endpoint, Owner, Priority, Socket
     from tcpwatchd.policy.expression import Expression, FindPort
 
     Name = Callable[[Connection], Connection]
@@ -52,6 +52,15 @@ def compile_rule(action: str, text: str, path: str, line: int, find_port: FindPo
     return Rule(action, text, path, line, compile_expression(text, find_port))
 
 
+class Possible(NamedTuple):
+    """What rules say of a kind of connection, as long as nobody looked for its owners."""
+
+    number: int | None
+    """Of the first rule that does match."""
+    asking: list[int]
+    """Numbers of those before it that ask for owners."""
+
+
 class Rules:
     """`network` is the inode of the network namespace that is polled; 0 where it is not known.
 
@@ -65,61 +74,66 @@ class Rules:
         ranges = [ports for rule in self.rules for ports in rule.expression.source_ports]
         self._source_ports = frozenset(port for low, high in ranges for port in range(low, high + 1))
         self._asks_here = any("here" in rule.text for rule in self.rules)
-        self._remembered: dict[Facts, list[Rule]] = {}
+        self._remembered: dict[tuple[Any, ...], Possible] = {}
+        """What was found out without owners."""
+        self._remembered_owned: dict[tuple[Any, ...], int | None] = {}
+        """The same with owners, and the rule that is."""
+        self._reported: dict[tuple[Any, ...], bool] = {}
+        """Of what is about to be opened."""
 
-    def choose(self, connection: Connection, name: Name) -> tuple[Rule | None, Connection | None]:
-        """The rule for it, and the connection with its owners if they had to be found for that."""
-        if not self.rules:
-            return None, None
-        facts, named = self._find_facts(connection), None
-        full = facts
-        for rule in self._list_possible(facts):
-            found = rule.expression.test(full)
-            if found is None and rule.expression.asks_owner and named is None:
-                named = name(connection)
-                full = facts._replace(owners=(named.owner, named.listener))
-                found = rule.expression.test(full)
-            if found:
-                return rule, named
-        return None, named
+    def choose(self, connection: Connection, name: Name) -> tuple[int | None, Connection | None]:
+        """The number of the rule for it, and the connection with its owners if those had to be found."""
+        source, destination, direction, *_ = connection
+        port = source.port if self._source_ports and source.port in self._source_ports else 0
+        here = self._is_here(connection) if self._asks_here else None
+        key = source[:-2], port, destination, direction, here
+        possible = self._remembered.get(key) or self._find_possible(key)
+        if not possible.asking:
+            return possible.number, None
+        named = name(connection)
+        owned = (*key, list_names(named.owner), list_names(named.listener))
+        if owned not in self._remembered_owned:
+            facts = make_facts(*key)._replace(owners=(named.owner, named.listener))
+            matching = (number for number in possible.asking if self.rules[number].expression.test(facts))
+            remember(self._remembered_owned, owned, next(matching, possible.number))
+        return self._remembered_owned[owned], named
 
     def may_report(self, local: bytes, remote: Endpoint, socket: Socket | None) -> bool:
         """Whether what is about to be opened here can be reported, as far as that is known at its SYN.
 
         `local` is its address, packed.
         """
-        if not self.rules:
-            return True
         here = True if self._asks_here and socket and socket.network == self._network else None
-        facts = make(Facts, (local, None, remote[:-2], remote.port, None, here, None))
-        possible = self._list_possible(facts)
-        is_sure = bool(possible and possible[-1].expression.test(facts))
-        return not is_sure or any(PRIORITIES[rule.action] for rule in possible)
+        key = local, remote, here
+        may = self._reported.get(key)
+        if may is None:
+            facts = make(Facts, (local, None, remote.address, remote.port, None, here, None))
+            may = self._may_report(facts)
+            remember(self._reported, key, may)
+        return may
 
-    def _list_possible(self, facts: Facts) -> list[Rule]:
-        """Those that can match, up to the first that does."""
-        possible = self._remembered.get(facts)
-        if possible is None:
-            possible = []
-            for rule in self.rules:
-                found = rule.expression.test(facts)
-                if found is not False:
-                    possible.append(rule)
-                if found:
-                    break
-            if len(self._remembered) >= MOST_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[facts] = possible
+    def _may_report(self, facts: Facts) -> bool:
+        for rule in self.rules:
+            found = rule.expression.test(facts)
+            if found is not False and PRIORITIES[rule.action]:
+                return True
+            if found:
+                return False
+        return True
+
+    def _find_possible(self, key: tuple[Any, ...]) -> Possible:
+        facts, asking = make_facts(*key), []
+        for number, rule in enumerate(self.rules):
+            found = rule.expression.test(facts)
+            if found:
+                break
+            if found is None and rule.expression.asks_owner:
+                asking.append(number)
+        else:
+            number = None
+        possible = Possible(number, asking)
+        remember(self._remembered, key, possible)
         return possible
-
-    def _find_facts(self, connection: Connection) -> Facts:
-        """Without owners. A port at the source that no rule asks for is 0."""
-        source, destination, direction = connection[:3]
-        port = int.from_bytes(source[-2:], "big") if self._source_ports else 0
-        port = port if port in self._source_ports else 0
-        here = self._is_here(connection) if self._asks_here else None
-        places = source[:-2], port, destination[:-2], int.from_bytes(destination[-2:], "big")
-        return make(Facts, (*places, direction, here, None))
 
     def _is_here(self, connection: Connection) -> bool | None:
         """Polls show only what is; a record without the network of its socket tells nothing."""
@@ -129,3 +143,22 @@ class Rules:
         if not sockets or not self._network:
             return None
         return any(socket.network in (0, self._network) for socket in sockets)
+
+
+def list_names(owner: Owner) -> tuple[Any, ...]:
+    """What rules can ask of it."""
+    user, user_name, unit, user_unit, container, _, _, name, *_ = owner
+    return user, user_name, unit, user_unit, container, name
+
+
+def make_facts(
+    source: bytes, port: int | None, destination: Endpoint, direction: str, here: bool | None
+) -> Facts:
+    """Without owners. A port at the source that no rule asks for may be any, such as 0."""
+    return Facts(source, port, destination.address, destination.port, direction, here)
+
+
+def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(known) >= MOST_REMEMBERED:
+        known.clear()
+    known[key] = value

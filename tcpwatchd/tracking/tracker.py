@@ -8,7 +8,7 @@ stops listening must not turn its sessions round.
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import (
     CONNECTED,
@@ -182,7 +182,7 @@ class Tracker:
 
     def _establish(self, transition: Transition, caller: Caller | None, holds: Holds) -> None:
         """`caller`: who sent the SYN of an end opened here."""
-        when, skaddr, old, state, end, _, _, socket, _ = transition
+        when, _, old, state, end, _, _, socket, _ = transition
         local, remote = end
         flipped, received = make(End, (remote, local)), old == SYN_RECV
         opened, ended_early, awaiting = caller is not None, state != ESTABLISHED, self._awaiting_row
@@ -204,11 +204,7 @@ class Tracker:
                     awaiting[end] = when, told or 1
                 elif awaiting.get(end, (0, 1))[1] == 0:
                     del awaiting[end]  # a poll expected it, and it has no row here
-                if received:
-                    other_end: dict[str, Any] = {"acceptor": socket, "destination_socket": skaddr}
-                else:
-                    other_end = {"opener": socket, "caller": caller, "source_socket": skaddr}
-                self._make_internal(flipped if received else end, transition, other_end)
+                self._make_internal(flipped if received else end, transition, caller, received)
                 return
             other_known = not elsewhere and self._is_known(flipped, holds)
             if other_known:
@@ -286,17 +282,19 @@ class Tracker:
                 self._held[end] = [report]
         self._queue.append(report)
 
-    def _make_internal(self, opened: End, transition: Transition, other_end: dict[str, Any]) -> None:
+    def _make_internal(
+        self, opened: End, transition: Transition, caller: Caller | None, accepted: bool
+    ) -> None:
         """A report that is held for its other end has it: both are on this machine."""
         socket, report = transition.socket, None
         reports = self._held.pop(opened, [])
         if reports:
-            report = find_other(reports, opened, socket, other_end) if socket else reports[-1]
+            report = find_other(reports, opened, socket, accepted) if socket else reports[-1]
         if len(reports) > 1 or (reports and not report):
             self._held[opened] = [one for one in reports if one is not report]
         if report:
             report.held = False
-            report.connection = report.connection._replace(direction="internal", **other_end)
+            report.connection = complete(report.connection, transition, caller, accepted)
         else:
             self._tell_late(transition)
 
@@ -400,20 +398,31 @@ class _Report:
         self.held = held
 
 
-def find_other(
-    reports: list[_Report], opened: End, socket: Socket, other_end: dict[str, Any]
-) -> _Report | None:
+def find_other(reports: list[_Report], opened: End, socket: Socket, accepted: bool) -> _Report | None:
     """Of those that are held, the one that this end belongs to.
 
     That is one that lacks just this end; of these one of the same network namespace, if there is one, else
     the newest. Over loopback both ends are of one.
     """
-    role, first = ("acceptor", "opener") if "acceptor" in other_end else ("opener", "acceptor")
+    role, first = ("acceptor", "opener") if accepted else ("opener", "acceptor")
     lacking = [one for one in reports if getattr(one.connection, role) is None] or reports
     near = [one for one in lacking if is_of(getattr(one.connection, first), socket.network)]
     if not near and opened.local.is_loopback:
         return None
     return (near or lacking)[-1]
+
+
+def complete(
+    connection: Connection, transition: Transition, caller: Caller | None, accepted: bool
+) -> Connection:
+    """With its other end, which accepted it, or which opened it by this caller."""
+    source, destination, _, *told, opener, acceptor, first, owner, listener, opening, accepting = connection
+    if accepted:
+        acceptor, accepting = transition.socket, transition.skaddr
+    else:
+        opener, first, opening = transition.socket, caller, transition.skaddr
+    fields = source, destination, "internal", *told, opener, acceptor, first, owner, listener
+    return make(Connection, (*fields, opening, accepting))
 
 
 def is_of(socket: Socket | None, network: int) -> bool:

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.bench import burst, capture, closings, idle, journal, owners, poll, recall, tracing
+from tests.bench import burst, capture, closings, idle, journal, owners, poll, recall, rules, tracing
 from tests.bench.figures import INTERPRETER
 from tests.namespace import mount_tracefs, run
 
@@ -18,6 +18,7 @@ BENCHES = {
     "tracing": tracing.main,
     "owners": owners.main,
     "closings": closings.main,
+    "rules": rules.main,
     "burst": burst.main,
     "idle": idle.main,
     "journal": journal.main,

@@ -63,7 +63,7 @@ def measure(service: Service, client: Namespace) -> tuple[float, int]:
     for holder in held:
         holder.end()
     service.run("systemctl", "stop", "tcpwatchd")
-    service.run("rm", "-r", "/run/private/tcpwatchd")
+    service.run("rm", "-r", "/run/private/tcpwatchd-state")
     return took, peak
 
 

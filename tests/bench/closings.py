@@ -72,10 +72,9 @@ def measure_reports() -> None:
         lost = dict.fromkeys(REPORTS, 0)
         for _ in range(PAIRS):
             for report in REPORTS:
-                drop_in = service.root / "etc/systemd/system/tcpwatchd.service.d/report.conf"
+                drop_in = service.root / "etc/tcpwatchd/tcpwatchd.conf.d/report.conf"
                 drop_in.parent.mkdir(parents=True, exist_ok=True)
-                drop_in.write_text(f"[Service]\nEnvironment=REPORT={report}\n")
-                service.run("systemctl", "daemon-reload")
+                drop_in.write_text(f"[Watch]\nReport={report}\n")
                 service.run("systemctl", "start", "tcpwatchd")
                 service.run("journalctl", "--rotate")
                 size, gone = measure_journal(service), count_lost(service)

@@ -155,7 +155,7 @@ def test_the_trace_is_made_anew(service: Container, client: Namespace) -> None:
 def test_the_runtime_directory_is_spoilt(service: Container, client: Namespace) -> None:
     """Told in one entry; what is open is told again, as at a first start."""
     complaints = len(entries(service, event.BASELINE_UNUSABLE))
-    baseline = "/run/private/tcpwatchd/baseline"
+    baseline = "/run/private/tcpwatchd-state/baseline"
 
     def harm() -> None:
         time.sleep(3)
