@@ -87,8 +87,7 @@ def check_configuration(flags: Settings) -> int:
     try:
         load(flags)
     except ConfigError as error:
-        for fault in error.faults:
-            print_error(str(fault))
+        print(*error.faults, sep="\n", file=sys.stderr)
         return 2
     os.write(STDOUT, b"OK\n")
     return 0

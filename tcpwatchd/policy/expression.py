@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tcpwatchd.connection import Owner
 
+    Addresses = tuple[bytes, bytes]
+    """Packed, the first and the last of them."""
     Known = Optional[bool]
     Test = Callable[["Facts"], Known]
     FindPort = Callable[[str], int]
@@ -58,8 +60,9 @@ class Expression(NamedTuple):
 
     test: Test
     asks_owner: bool
-    source_ports: tuple[tuple[int, int], ...]
-    """Ranges of ports that it asks for at the source."""
+    addresses: tuple[Addresses, ...]
+    ports: tuple[tuple[int, int], ...]
+    """Those it asks for, each as the first and the last of them."""
     named_ports: tuple[tuple[str, int], ...]
     """Names of services that it has, and the port that each meant."""
 
@@ -88,8 +91,8 @@ def compile_expression(text: str, find_port: FindPort) -> Expression:
     parser = Parser(text, find_port)
     test = parser.parse_expression(0)
     parser.expect_end()
-    source_ports, named_ports = tuple(parser.source_ports), tuple(parser.named_ports.items())
-    return Expression(test, parser.asks_owner, source_ports, named_ports)
+    asked = tuple(parser.addresses), tuple(parser.ports), tuple(parser.named_ports.items())
+    return Expression(test, parser.asks_owner, *asked)
 
 
 def split_tokens(text: str) -> Iterator[Token]:
@@ -123,7 +126,8 @@ class Parser:
         self._tokens = [*split_tokens(text), Token(len(text.rstrip()), "", quoted=True)]
         self._at = 0
         self.asks_owner = False
-        self.source_ports: list[tuple[int, int]] = []
+        self.addresses: list[Addresses] = []
+        self.ports: list[tuple[int, int]] = []
         self.named_ports: dict[str, int] = {}
 
     @property
@@ -194,14 +198,14 @@ class Parser:
             if token.word not in PLACED:
                 raise self._fail(token, f'"host", "net" or "port" after "{word}"')
         if token.word == "host":
-            return on_address(side, parse_host(self._take_name("host", "an address")))
+            self.addresses.append(parse_host(self._take_name("host", "an address")))
+            return on_address(side, self.addresses[-1])
         if token.word == "net":
-            return on_address(side, parse_net(self._take_name("net", "a network")))
+            self.addresses.append(parse_net(self._take_name("net", "a network")))
+            return on_address(side, self.addresses[-1])
         if token.word == "port":
-            ports = self._parse_ports(self._take_name("port", "a port"))
-            if side != DESTINATION:
-                self.source_ports.append(ports)
-            return on_port(side, *ports)
+            self.ports.append(self._parse_ports(self._take_name("port", "a port")))
+            return on_port(side, *self.ports[-1])
         raise self._fail(token, "a word such as " + ", ".join(WORDS))
 
     def _parse_ports(self, token: Token) -> tuple[int, int]:
@@ -233,7 +237,7 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def parse_host(token: Token) -> Callable[[bytes], bool]:
+def parse_host(token: Token) -> Addresses:
     """Raises ExpressionError."""
     try:
         address = ipaddress.ip_address(token.text).packed
@@ -241,11 +245,11 @@ def parse_host(token: Token) -> Callable[[bytes], bool]:
         address = b""
     if not address or "%" in token.text:
         raise ExpressionError(token.offset, f"expected an address, found {quote(token.text)}")
-    wanted = address.removeprefix(MAPPED) if len(address) == 16 else address
-    return lambda place: place == wanted
+    plain = address.removeprefix(MAPPED) if len(address) == 16 else address
+    return plain, plain
 
 
-def parse_net(token: Token) -> Callable[[bytes], bool]:
+def parse_net(token: Token) -> Addresses:
     """Raises ExpressionError."""
     text, offset = token.text, token.offset
     try:
@@ -256,12 +260,10 @@ def parse_net(token: Token) -> Callable[[bytes], bool]:
         raise ExpressionError(offset, f"expected a network such as 10.0.0.0/8, found {quote(text)}")
     if ipaddress.ip_address(text.partition("/")[0]) != net.network_address:
         raise ExpressionError(offset, f"expected no bits after the first {net.prefixlen}, as in {net}")
-    address, length = net.network_address.packed, net.prefixlen
-    if address.startswith(MAPPED) and length >= 8 * len(MAPPED):
-        address, length = address[len(MAPPED) :], length - 8 * len(MAPPED)
-    size, rest = len(address), 8 * len(address) - length
-    prefix = int.from_bytes(address, "big") >> rest
-    return lambda place: len(place) == size and int.from_bytes(place, "big") >> rest == prefix
+    first, last = net.network_address.packed, net.broadcast_address.packed
+    if first.startswith(MAPPED) and last.startswith(MAPPED):
+        return first[len(MAPPED) :], last[len(MAPPED) :]
+    return first, last
 
 
 def all_of(tests: list[Test]) -> Test:
@@ -300,7 +302,13 @@ def negate(one: Test) -> Test:
     return test
 
 
-def on_address(side: str | None, matches: Callable[[bytes], bool]) -> Test:
+def on_address(side: str | None, addresses: Addresses) -> Test:
+    first, last = addresses
+    size = len(first)
+
+    def matches(place: bytes) -> bool:
+        return len(place) == size and first <= place <= last
+
     if side == SOURCE:
         return lambda facts: matches(facts.source)
     if side == DESTINATION:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpwatchd.connection import make
@@ -11,15 +12,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tcpwatchd.connection import Connection, Endpoint, Owner, Priority, Socket
-    from tcpwatchd.policy.expression import Expression, FindPort
+    from tcpwatchd.policy.expression import Addresses, Expression, FindPort
 
     Name = Callable[[Connection], Connection]
     """Gives a connection its owners."""
 
 PRIORITIES: dict[str, Priority | None] = {"Ignore": None, "Report": "6", "Notice": "5", "Warning": "4"}
 """What a rule can say, and what that does: the priority of the entry, or that there is none."""
-MOST_REMEMBERED = 10_000
-"""Kinds of connections whose rules are remembered."""
+from_bytes = int.from_bytes
+MOST_REMEMBERED = 1_000_000
+"""Numbers of rules that are remembered for kinds of connections."""
+MOST_KINDS = 10_000
 
 
 class Rule(NamedTuple):
@@ -64,39 +67,61 @@ class Possible(NamedTuple):
 class Rules:
     """`network` is the inode of the network namespace that is polled; 0 where it is not known.
 
-    What rules say without owners depends on few facts, and is remembered for each kind of connection: so
-    their number costs little.
+    Connections between whose addresses and ports no rule makes a difference are of one kind. What rules say
+    of a kind is remembered: so their number costs little.
     """
 
     def __init__(self, rules: Iterable[Rule] = (), network: int = 0) -> None:
         self.rules = tuple(rules)
         self._network = network
-        ranges = [ports for rule in self.rules for ports in rule.expression.source_ports]
-        self._source_ports = frozenset(port for low, high in ranges for port in range(low, high + 1))
+        expressions = [rule.expression for rule in self.rules]
+        addresses = [one for expression in expressions for one in expression.addresses]
+        self._addresses = {size: find_bounds(addresses, size) for size in (4, 16)}
+        self._ports = sorted(
+            {0, *(end for one in expressions for low, high in one.ports for end in (low, high + 1))}
+        )
+        """Where kinds of addresses, by their length, and of ports begin."""
+        self._most = min(MOST_KINDS, MOST_REMEMBERED // (len(self.rules) or 1))
         self._asks_here = any("here" in rule.text for rule in self.rules)
-        self._remembered: dict[tuple[Any, ...], Possible] = {}
+        self._remembered: dict[Facts, Possible] = {}
         """What was found out without owners."""
         self._remembered_owned: dict[tuple[Any, ...], int | None] = {}
         """The same with owners, and the rule that is."""
-        self._reported: dict[tuple[Any, ...], bool] = {}
+        self._reported: dict[Facts, bool] = {}
         """Of what is about to be opened."""
 
     def choose(self, connection: Connection, name: Name) -> tuple[int | None, Connection | None]:
         """The number of the rule for it, and the connection with its owners if those had to be found."""
-        source, destination, direction, *_ = connection
-        port = source.port if self._source_ports and source.port in self._source_ports else 0
+        source, destination, direction = connection[:3]
         here = self._is_here(connection) if self._asks_here else None
-        key = source[:-2], port, destination, direction, here
-        possible = self._remembered.get(key) or self._find_possible(key)
+        facts = self._make_facts(source[:-2], source[-2:], destination, direction, here)
+        possible = self._remembered.get(facts) or self._find_possible(facts)
         if not possible.asking:
             return possible.number, None
         named = name(connection)
-        owned = (*key, list_names(named.owner), list_names(named.listener))
+        owned = facts, list_names(named.owner), list_names(named.listener)
         if owned not in self._remembered_owned:
-            facts = make_facts(*key)._replace(owners=(named.owner, named.listener))
-            matching = (number for number in possible.asking if self.rules[number].expression.test(facts))
-            remember(self._remembered_owned, owned, next(matching, possible.number))
+            full = facts._replace(owners=(named.owner, named.listener))
+            matching = (number for number in possible.asking if self.rules[number].expression.test(full))
+            self._remember(self._remembered_owned, owned, next(matching, possible.number))
         return self._remembered_owned[owned], named
+
+    def _make_facts(
+        self, source: bytes, port: bytes | None, to: Endpoint, direction: str | None, here: bool | None
+    ) -> Facts:
+        """Of its kind, without owners: of addresses and ports the least that are of the same kind."""
+        destination, ports = to[:-2], self._ports
+        sources, destinations = self._addresses[len(source)], self._addresses[len(destination)]
+        known = (
+            sources[bisect_right(sources, source) - 1],
+            None if port is None else ports[bisect_right(ports, from_bytes(port, "big")) - 1],
+            destinations[bisect_right(destinations, destination) - 1],
+            ports[bisect_right(ports, from_bytes(to[-2:], "big")) - 1],
+            direction,
+            here,
+            None,
+        )
+        return make(Facts, known)
 
     def may_report(self, local: bytes, remote: Endpoint, socket: Socket | None) -> bool:
         """Whether what is about to be opened here can be reported, as far as that is known at its SYN.
@@ -104,12 +129,11 @@ class Rules:
         `local` is its address, packed.
         """
         here = True if self._asks_here and socket and socket.network == self._network else None
-        key = local, remote, here
-        may = self._reported.get(key)
+        facts = self._make_facts(local, None, remote, None, here)
+        may = self._reported.get(facts)
         if may is None:
-            facts = make(Facts, (local, None, remote.address, remote.port, None, here, None))
             may = self._may_report(facts)
-            remember(self._reported, key, may)
+            self._remember(self._reported, facts, may)
         return may
 
     def _may_report(self, facts: Facts) -> bool:
@@ -121,8 +145,8 @@ class Rules:
                 return False
         return True
 
-    def _find_possible(self, key: tuple[Any, ...]) -> Possible:
-        facts, asking = make_facts(*key), []
+    def _find_possible(self, facts: Facts) -> Possible:
+        asking = []
         for number, rule in enumerate(self.rules):
             found = rule.expression.test(facts)
             if found:
@@ -132,8 +156,13 @@ class Rules:
         else:
             number = None
         possible = Possible(number, asking)
-        remember(self._remembered, key, possible)
+        self._remember(self._remembered, facts, possible)
         return possible
+
+    def _remember(self, known: dict[Any, Any], key: Any, value: Any) -> None:
+        if len(known) >= self._most:
+            known.clear()
+        known[key] = value
 
     def _is_here(self, connection: Connection) -> bool | None:
         """Polls show only what is; a record without the network of its socket tells nothing."""
@@ -151,14 +180,13 @@ def list_names(owner: Owner) -> tuple[Any, ...]:
     return user, user_name, unit, user_unit, container, name
 
 
-def make_facts(
-    source: bytes, port: int | None, destination: Endpoint, direction: str, here: bool | None
-) -> Facts:
-    """Without owners. A port at the source that no rule asks for may be any, such as 0."""
-    return Facts(source, port, destination.address, destination.port, direction, here)
-
-
-def remember(known: dict[Any, Any], key: Any, value: Any) -> None:
-    if len(known) >= MOST_REMEMBERED:
-        known.clear()
-    known[key] = value
+def find_bounds(ranges: Iterable[Addresses], size: int) -> list[bytes]:
+    """Where kinds of addresses of this length begin."""
+    bounds = {bytes(size)}
+    for first, last in ranges:
+        if len(first) == size:
+            bounds.add(first)
+            after = int.from_bytes(last, "big") + 1
+            if after < 1 << 8 * size:
+                bounds.add(after.to_bytes(size, "big"))
+    return sorted(bounds)

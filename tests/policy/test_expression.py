@@ -309,18 +309,28 @@ def test_what_is_not_known(one: bool | None, two: bool | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "asks_owner", "source_ports", "named_ports"),
+    ("text", "asks_owner", "addresses", "ports", "named_ports"),
     [
-        ("ip and here", False, (), ()),
-        ("ip and not (ip6 or user x)", True, (), ()),
-        ("port 80 or src port 1-5 or dst port 9", False, ((80, 80), (1, 5)), ()),
-        ("dst port http or src port https", False, ((443, 443),), (("http", 80), ("https", 443))),
-        ('port "web-cache"', False, ((8080, 8080),), (("web-cache", 8080),)),
-        ('process "port 80"', True, (), ()),
+        ("ip and here", False, (), (), ()),
+        ("ip and not (ip6 or user x)", True, (), (), ()),
+        ("port 80 or src port 1-5 or dst port 9", False, (), ((80, 80), (1, 5), (9, 9)), ()),
+        (
+            "dst port http or src port https",
+            False,
+            (),
+            ((80, 80), (443, 443)),
+            (("http", 80), ("https", 443)),
+        ),
+        ('port "web-cache"', False, (), ((8080, 8080),), (("web-cache", 8080),)),
+        ('process "port 80"', True, (), (), ()),
+        ("host 10.0.0.1", False, ((b"\x0a\0\0\1",) * 2,), (), ()),
+        ("src net 10.0.0.0/31", False, ((b"\x0a\0\0\0", b"\x0a\0\0\1"),), (), ()),
+        ("net ::ffff:10.0.0.0/127", False, ((b"\x0a\0\0\0", b"\x0a\0\0\1"),), (), ()),
+        ("dst net ::/0", False, ((bytes(16), b"\xff" * 16),), (), ()),
     ],
 )
-def test_what_it_asks_for(text: str, asks_owner: bool, source_ports: Any, named_ports: Any) -> None:
-    assert compile_text(text)[1:] == (asks_owner, source_ports, named_ports)
+def test_what_it_asks_for(text: str, asks_owner: bool, addresses: Any, ports: Any, named_ports: Any) -> None:
+    assert compile_text(text)[1:] == (asks_owner, addresses, ports, named_ports)
 
 
 # What is refused, and where.

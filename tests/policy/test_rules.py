@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ipaddress
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tcpwatchd.connection import NOBODY, Connection, Endpoint, Owner, Socket, TcpState
-from tcpwatchd.policy import rules as module
+from tcpwatchd.policy.expression import Facts
 from tcpwatchd.policy.rules import Rule, Rules, compile_rule
 
 if TYPE_CHECKING:
@@ -129,16 +132,69 @@ def test_here(connection: Connection, here: bool | None) -> None:
     assert choose(nowhere, connection, Names())[0] == expected
 
 
-def test_what_is_remembered_is_bounded_and_changes_nothing() -> None:
-    rules = make_rules("Ignore=src net 10.0.0.0/15", "Warning=src net 10.2.0.0/17")
-    before = [choose(rules, connect(source=make_end(n)), Names()) for n in range(module.MOST_REMEMBERED * 2)]
-    assert len(rules._remembered) <= module.MOST_REMEMBERED
-    assert before == [choose(rules, connect(source=make_end(n)), Names()) for n in range(len(before))]
-    assert {number for number, _ in before} == {0, 1, None}
+ADDRESSES = [f"10.0.{n}.{m}" for n in (0, 1, 255) for m in (0, 1, 7, 8, 255)] + ["0.0.0.0", "255.255.255.255"]
+ADDRESSES += ["::", "::1", "2001:db8::7", "2001:db8::8", "ffff:" * 7 + "ffff"]
+NETS = ["0.0.0.0/0", "::/0", "10.0.0.0/16", "10.0.1.0/24", "10.0.0.0/29", "10.0.0.8/29", "2001:db8::8/125"]
+NETS += ["::ffff:10.0.1.0/120", "255.255.255.255/32", "255.0.0.0/8", "ff00::/8"]
+PORTS = [1, 2, 79, 80, 81, 1023, 1024, 40000, 65534, 65535]
+SIDES = st.sampled_from(["", "src ", "dst "])
+RANGES = st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)).map(sorted)
+PRIMITIVES = st.one_of(
+    st.builds("{}host {}".format, SIDES, st.sampled_from(ADDRESSES)),
+    st.builds("{}net {}".format, SIDES, st.sampled_from(NETS)),
+    st.builds("{0}port {1[0]}-{1[1]}".format, SIDES, RANGES),
+    st.sampled_from(
+        ["ip", "ip6", "ingress", "internal", "here", "user 33", "unit n*", "container *", "process x"]
+    ),
+)
+LINES = st.builds(
+    "{}={}{} {} {}{}".format,
+    st.sampled_from(["Ignore", "Report", "Warning"]),
+    st.sampled_from(["", "not "]),
+    PRIMITIVES,
+    st.sampled_from(["and", "or"]),
+    st.sampled_from(["", "not "]),
+    PRIMITIVES,
+)
+ENDS = st.builds(
+    lambda address, port: Endpoint(ipaddress.ip_address(address).packed + port.to_bytes(2, "big")),
+    st.sampled_from(ADDRESSES),
+    st.sampled_from(PORTS),
+)
+SOCKETS = st.sampled_from([None, Socket(0, 0, HERE), Socket(0, 0, ELSEWHERE)])
+CONNECTIONS = st.builds(
+    lambda source, to, direction, *sockets: connect(direction, source, *sockets)._replace(destination=to),
+    ENDS,
+    ENDS,
+    st.sampled_from(["ingress", "egress", "internal"]),
+    SOCKETS,
+    SOCKETS,
+)
+OWNERS = st.sampled_from([NOBODY, OWNER, Owner(user=1, unit="x.service", container="box", name="x")])
 
 
-def make_end(number: int) -> Endpoint:
-    return Endpoint(b"\x0a" + (number * 16).to_bytes(3, "big") + b"\x9c\x40")
+@given(
+    st.lists(LINES, max_size=6), st.lists(st.tuples(CONNECTIONS, OWNERS, OWNERS), max_size=30), st.booleans()
+)
+def test_what_is_remembered_changes_nothing(lines: list[str], came: list[Any], forgetful: bool) -> None:
+    """Each is judged as by each rule in turn, with all that is known of it; and at its SYN no more is said."""
+    rules = make_rules(*lines)
+    if forgetful:
+        rules._most = 1
+    for connection, *owners in came:
+        source, to = connection.source, connection.destination
+        facts = Facts(source.address, source.port, to.address, to.port, connection.direction, None)
+        sockets = [socket.network == HERE for socket in connection[8:10] if socket]
+        facts = facts._replace(here=any(sockets) if sockets else None, owners=tuple(owners))
+        found = [rule.expression.test(facts) for rule in rules.rules]
+        number = found.index(True) if True in found else None
+        assert rules.choose(connection, Names(*owners))[0] == number
+        if connection.direction != "ingress":
+            ignored = number is not None and rules.rules[number].action == "Ignore"
+            assert rules.may_report(source.address, to, connection.opener) or ignored
+    assert all(
+        len(known) <= rules._most for known in (rules._remembered, rules._reported, rules._remembered_owned)
+    )
 
 
 @pytest.mark.parametrize(
