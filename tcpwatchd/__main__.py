@@ -87,7 +87,7 @@ def check_configuration(flags: Settings) -> int:
     try:
         load(flags)
     except ConfigError as error:
-        print(*error.faults, sep="\n", file=sys.stderr)
+        print(*(f"tcpwatchd: {fault}" for fault in error.faults), sep="\n", file=sys.stderr)
         return 2
     os.write(STDOUT, b"OK\n")
     return 0

@@ -130,14 +130,16 @@ def test_install_the_package_and_read(suite: str) -> None:
 
 
 def check_configuring(container: Container) -> None:
-    """Flags, buffers, a journal of its own, and back."""
-    flags, buffers, own_journal, back = read_blocks("Configure")
-    run_all(container, flags)
-    wait_until(lambda: "every 5 s" in read_starts(container), 10, "the interval")
+    """Settings, rules, buffers, a journal of its own, and back."""
+    settings, rules, counted, buffers, own_journal, back = read_blocks("Configure")
+    run_all(container, settings)
+    wait_until(lambda: "every 5 s" in container.show("tcpwatchd", "StatusText"), 10, "the interval")
+    run_all(container, rules)
+    wait_until(lambda: len(entries(container, event.RELOADED)) == 2, 10, "the rules")
+    container.run("systemctl", "reload", "tcpwatchd")
+    run_all(container, counted)
     run_all(container, buffers)
-    setup = container.show("tcpwatchd-trace", "ExecStart")
-    assert "--trace-buffer" in setup
-    assert "TRACE_BUFFER=4096" in container.show("tcpwatchd-trace", "Environment")
+    assert "TraceBuffer=4M" in container.run("tcpwatchd", "--show-config")
     *setting, reading = own_journal
     run_all(container, setting)
     before = read_starts(container)

@@ -3,7 +3,7 @@
 It prints what its sockets saw as JSON. Usage:
 
     traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS] | short COUNT [ADDRESS]
-    traffic.py churn RATE SECONDS | listen PORT BACKLOG | hold COUNT ADDRESS PORT
+    traffic.py churn RATE SECONDS [SOURCES] | listen PORT BACKLOG | hold COUNT ADDRESS PORT
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Socket = socket.socket
 DOOR = 8080
+IP_BIND_ADDRESS_NO_PORT = 24
+"""ip(7); Python knows it since 3.12."""
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -49,6 +51,17 @@ def describe(source: Any, destination: Any, direction: str) -> dict[str, str]:
 
 def connect(address: str, port: int) -> Socket:
     return socket.create_connection((address, port), timeout=30)
+
+
+def connect_from(source: str | None, address: str, port: int) -> Socket:
+    """The port of the source is chosen as it connects, or they would run out."""
+    if source is None:
+        return connect(address, port)
+    client = socket.socket()
+    client.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    client.bind((source, 0))
+    client.connect((address, port))
+    return client
 
 
 def connect_soon(address: str, port: int) -> Socket:
@@ -134,15 +147,20 @@ def hold_many(count: str, address: str, port: str) -> None:
     hold([connect(address, int(port)) for _ in range(int(count))], [])
 
 
-def churn(rate: str, seconds: str) -> None:
-    """So many connections a second, reset at once, a hundred bursts a second; tells both ports of each."""
+def churn(rate: str, seconds: str, sources: str = "0") -> None:
+    """So many connections a second, reset at once, a hundred bursts a second; tells both ports of each.
+
+    If so many sources are asked for, they are 127.0.1.0, 127.0.1.1 and so on, in turn.
+    """
     server = listen("127.0.0.1")
-    each, ports = int(rate) // 100, []
+    each = int(rate) // 100
+    ports: list[int] = []
     began = time.monotonic()
     for burst in range(100 * int(seconds)):
         time.sleep(max(0.0, began + burst / 100 - time.monotonic()))
         for _ in range(each):
-            client = connect(*server.getsockname())
+            source = f"127.0.1.{len(ports) % int(sources)}" if int(sources) else None
+            client = connect_from(source, *server.getsockname())
             ports.append(client.getsockname()[1])
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             accepted, _ = server.accept()

@@ -177,7 +177,7 @@ OWNERS = st.sampled_from([NOBODY, OWNER, Owner(user=1, unit="x.service", contain
     st.lists(LINES, max_size=6), st.lists(st.tuples(CONNECTIONS, OWNERS, OWNERS), max_size=30), st.booleans()
 )
 def test_what_is_remembered_changes_nothing(lines: list[str], came: list[Any], forgetful: bool) -> None:
-    """Each is judged as by each rule in turn, with all that is known of it; and at its SYN no more is said."""
+    """Each is judged as by each rule in turn, with all that is known; and at its SYN no more is said."""
     rules = make_rules(*lines)
     if forgetful:
         rules._most = 1

@@ -21,7 +21,7 @@ IN_BETWEEN = 4.0
 def set_report(report: str) -> None:
     """As an administrator does."""
     commands, _ = read_readme()
-    run("sh", "-e", "-c", commands.replace("REPORT=both", f"REPORT={report}"))
+    run("sh", "-e", "-c", commands.replace("Report=both", f"Report={report}"))
 
 
 def read_events(*matches: str) -> list[dict[str, Any]]:

@@ -18,6 +18,16 @@ def configure(container: Container, lines: str) -> None:
     container.run("systemctl", "daemon-reload")
 
 
+def write_settings(container: Container, name: str, text: str) -> None:
+    """As a drop-in of this name; an empty text is none."""
+    drop_in = container.root / f"etc/tcpwatchd/tcpwatchd.conf.d/{name}.conf"
+    drop_in.parent.mkdir(exist_ok=True, parents=True)
+    if text:
+        drop_in.write_text(text)
+    else:
+        drop_in.unlink(missing_ok=True)
+
+
 def entries(container: Container, message_id: str, *matches: str) -> list[dict[str, Any]]:
     """Counted by MESSAGE_ID: entries whose sender has gone before journald reads them lose their unit."""
     container.run("journalctl", "--sync")

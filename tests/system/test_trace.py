@@ -13,7 +13,7 @@ from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import TRACING, wait_until
 from tests.system.container import Container, install
-from tests.system.service import configure, entries
+from tests.system.service import configure, entries, write_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,37 +149,35 @@ def test_an_instance_that_another_version_made_goes_on(service: Container) -> No
 
 
 def test_the_size_of_the_buffers_has_one_place(service: Container) -> None:
-    set_buffer(service, "128")
+    set_buffer(service, "128K")
     size = int((INSTANCE / "buffer_size_kb").read_text().split()[0])
     assert 124 <= size <= 132, "rounded by the kernel"
     told = f", {size} KiB a CPU)"
     wait_until(lambda: told in entries(service, event.TRACE_USED)[-1]["MESSAGE"], 10, "told")
-    set_buffer(service, "16384")
-    assert "--trace-buffer 16384: all CPUs share 16384 KiB" in read_setup(service, "warning")
+    set_buffer(service, "16M")
+    assert "TraceBuffer=16384K: all CPUs share 16384 KiB" in read_setup(service, "warning")
     set_buffer(service, None)
 
 
-def test_a_size_that_makes_no_sense_is_told_where_one_looks(service: Container) -> None:
-    """The trace's unit fails with the reason, and the daemon polls and says where the reason is."""
-    before = len(entries(service, event.TRACE_UNAVAILABLE))
-    set_buffer(service, "4M")
-    service.run("systemctl", "restart", "tcpwatchd")
-    wait_until(lambda: len(entries(service, event.TRACE_UNAVAILABLE)) > before, 10, "told")
-    assert "tcpwatchd: argument --trace-buffer: not a number of KiB from 16 to 16384: '4M'" in read_setup(
-        service, "err"
-    )
-    set_buffer(service, None)
+def test_a_size_that_makes_no_sense_is_told_and_nothing_starts(service: Container) -> None:
+    """By both units, in one line each; a restart goes on when it is corrected."""
+    write_settings(service, "buffer", "[Trace]\n# too much\nTraceBuffer=4G\n")
+    assert service.try_run("systemctl", "restart", "tcpwatchd-trace").returncode != 0
+    wait_until(lambda: service.show("tcpwatchd", "ActiveState") == "failed", 20, "failed")
+    assert service.show("tcpwatchd", "ExecMainStatus") == "2"
+    fault = "/etc/tcpwatchd/tcpwatchd.conf.d/buffer.conf:3: [Trace] TraceBuffer=: not a size from 16K to 16M"
+    assert f"tcpwatchd: {fault}" in read_setup(service, "err")
+    service.run("journalctl", "--sync")
+    assert f"tcpwatchd: {fault}" in service.run("journalctl", "-u", "tcpwatchd", "-p", "err", "-o", "cat")
+    write_settings(service, "buffer", "")
     starts = len(entries(service, event.TRACE_USED))
     service.run("systemctl", "restart", "tcpwatchd")
     wait_until(lambda: len(entries(service, event.TRACE_USED)) > starts, 10, "the trace in use")
 
 
 def set_buffer(container: Container, size: str | None) -> None:
-    drop_in = container.root / "etc/systemd/system/tcpwatchd-trace.service.d/buffer.conf"
-    drop_in.parent.mkdir(exist_ok=True)
-    drop_in.write_text(f"[Service]\nEnvironment=TRACE_BUFFER={size}\n" if size else "")
-    container.run("systemctl", "daemon-reload")
-    container.try_run("systemctl", "restart", "tcpwatchd-trace")
+    write_settings(container, "buffer", f"[Trace]\nTraceBuffer={size}\n" if size else "")
+    container.run("systemctl", "restart", "tcpwatchd-trace")
     wait_until(lambda: container.show("tcpwatchd", "ActiveState") == "active", 20, "active")
 
 
