@@ -51,16 +51,13 @@ def parse_span(text: str) -> float:
 
 
 def parse_interval(text: str) -> float:
-    return parse_span_within(text, INTERVAL_RANGE, "a time span from 100ms to 1d")
-
-
-def parse_span_within(text: str, limits: tuple[float, float], what: str) -> float:
+    shortest, longest = INTERVAL_RANGE
     try:
         seconds = parse_span(text)
     except ValueError:
         seconds = -1
-    if not limits[0] <= seconds <= limits[1]:
-        raise ValueError(f"not {what}: {quote(text)}")
+    if not shortest <= seconds <= longest:
+        raise ValueError(f"not a time span from 100ms to 1d: {quote(text)}")
     return seconds
 
 
@@ -87,14 +84,15 @@ def parse_fold(text: str) -> Limit | None:
     if text.lower() in NO:
         return None
     entries, _, span = text.partition("/")
-    what = "no, or how many in which time, from 1/1s to 1000000/1h"
-    if not re.fullmatch("[0-9]{1,7}", entries) or not FOLD_ENTRIES[0] <= int(entries) <= FOLD_ENTRIES[1]:
-        raise ValueError(f"not {what}: {quote(text)}")
+    number = int(entries) if re.fullmatch("[0-9]{1,7}", entries) else 0
     try:
-        seconds = parse_span_within(span, FOLD_RANGE, what)
-    except ValueError as error:
-        raise ValueError(f"not {what}: {quote(text)}") from error
-    return Limit(int(entries), round(seconds * NANOSECONDS))
+        seconds = parse_span(span)
+    except ValueError:
+        seconds = 0
+    (fewest, most), (shortest, longest) = FOLD_ENTRIES, FOLD_RANGE
+    if not fewest <= number <= most or not shortest <= seconds <= longest:
+        raise ValueError(f"neither no nor how many in which time, 1/1s to 1000000/1h: {quote(text)}")
+    return Limit(number, round(seconds * NANOSECONDS))
 
 
 def parse_instance(text: str) -> str:

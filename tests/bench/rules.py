@@ -42,7 +42,7 @@ def measure(service: Service, rules: str) -> tuple[float, float, float, float]:
 
 def main() -> None:
     print(f"\nThe service at {RATE:,} connections a second, by its rules; without rules = 1.")
-    print_head("configuration", "tcpwatchd", "journald", "bytes a connection", "records lost")
+    print_head("configuration", "tcpwatchd", "journald", "both", "bytes a connection", "records lost")
     turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in CONFIGURATIONS}
     with Service(traced=True) as service:
         for _ in range(PAIRS):
@@ -51,6 +51,7 @@ def main() -> None:
     for name, found in turns.items():
         pairs = list(zip(found, turns[NONE]))
         shares = [summarize(turn[i] / bare[i] for turn, bare in pairs) for i in (0, 1)]
+        shares.append(summarize(sum(turn[:2]) / sum(bare[:2]) for turn, bare in pairs))
         print_row(name, *shares, summarize((turn[2] for turn in found), 0), f"{sum(t[3] for t in found):.0f}")
 
 

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tcpwatchd.output import event
+from tests.holder import Traffic
 from tests.namespace import TRACING, Namespace, wait_until
 from tests.system.container import Container, install
 from tests.system.load import PORTS, RATE, Load, join
-from tests.system.service import configure, count_lost, entries
+from tests.system.service import configure, count_lost, entries, write_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KILLS = int(os.environ.get("KILLS", "3"))
+RELOADS = 100
 BATCH = 50
 """Connections that a drain can have brought at this rate, generously."""
 INSTANCE = TRACING / "instances/tcpwatchd"
@@ -82,6 +84,66 @@ def test_restarts_of_the_daemon(service: Container, client: Namespace) -> None:
             service.run("systemctl", "restart", "tcpwatchd")
 
     assert Load(service, client).run(15, harm) == (Counter(), Counter())
+
+
+def test_a_hundred_reloads(service: Container, client: Namespace) -> None:
+    """Each of another file: rules that concern none of these connections, another interval, folding."""
+    before = len(entries(service, event.RELOADED))
+
+    def harm() -> None:
+        for number in range(RELOADS):
+            fold = "Fold=100000/1h\n" * (number % 3 == 0)
+            rules = f"[Rules]\nIgnore=port {1 + number}\n{fold}[Watch]\nInterval={2 + number % 2}s\n"
+            write_settings(service, "rules", rules)
+            if number % 10 == 0:
+                service.run("systemctl", "reload", "tcpwatchd")
+            else:
+                kill(service, "tcpwatchd", "HUP")
+                time.sleep(0.1)
+
+    assert Load(service, client).run(25, harm) == (Counter(), Counter())
+    assert len(entries(service, event.RELOADED)) > before + RELOADS * 3 // 4, "two at once are one"
+    write_settings(service, "rules", "")
+
+
+@pytest.mark.parametrize("harm", ["restart", "KILL"])
+def test_what_is_folded_adds_up(service: Container, harm: str) -> None:
+    """Of 10,000 a second, from 50 sources to two ports. A kill repeats what was just being written."""
+    write_settings(service, "folded", "[Rules]\nFold=5/1s\n[Trace]\nTraceBuffer=8M\n")
+    service.run("systemctl", "restart", "tcpwatchd-trace")
+    wait_active(service)
+    lost = count_lost(service)
+    traffics = [Traffic(service.leader, "churn", "5000", "8", "50") for _ in range(2)]
+    for _ in range(KILLS):
+        time.sleep(2)
+        if harm == "restart":
+            service.run("systemctl", "restart", "tcpwatchd")
+        else:
+            kill(service, "tcpwatchd", "KILL")
+            wait_active(service)
+    truth = {str(port): len(ports) for port, ports, _ in (traffic.truth() for traffic in traffics)}
+    for traffic in traffics:
+        traffic.end()
+    time.sleep(3)  # what was not read at a stop is gone with the trace
+    service.run("systemctl", "stop", "tcpwatchd")
+    assert entries(service, event.WATCH_STOPPED)[-1]["TCPWATCHD_UNWRITTEN"] == "0"
+    told = [
+        (entry["DESTINATION_PORT"], int(entry.get("EVENT_COUNT", 1)), *map(entry.get, OF_ITS_OWN))
+        for kind in (event.CONNECTION_OPENED, event.CONNECTIONS_OPENED)
+        for entry in entries(service, kind, *(f"DESTINATION_PORT={port}" for port in truth))
+    ]
+    found: Counter[str] = Counter()
+    for port, number, *_ in set(told) if harm == "KILL" else told:
+        found[port] += number
+    missing = {port: truth[port] - found[port] for port in truth}
+    print(f"{len(told)} entries, {len(set(told))} of them different; missing: {missing}")
+    assert count_lost(service) == lost
+    assert missing == dict.fromkeys(truth, 0)
+    assert len(told) < sum(truth.values()) / 5
+    write_settings(service, "folded", "")
+
+
+OF_ITS_OWN = "SOURCE_IP", "SOURCE_PORT", "EVENT_START", "EVENT_END"
 
 
 @pytest.mark.parametrize("harm", ["restart", "KILL"])

@@ -164,7 +164,7 @@ def test_a_wrong_file_at_the_start_is_one_line_and_status_2(service: Container) 
     assert service.show("tcpwatchd", "ActiveState") == "failed", "it is not tried again"
     assert service.show("tcpwatchd", "ExecMainStatus") == "2"
     service.run("journalctl", "--sync")
-    said = service.run("journalctl", "-u", "tcpwatchd", "-o", "cat", "-p", "err", "-n", "1")
+    said = service.run("journalctl", "-t", "tcpwatchd", "-o", "cat", "-p", "err", "-n", "1")
     assert said.startswith(
         "tcpwatchd: /etc/tcpwatchd/tcpwatchd.conf.d/rules.conf:2:8: [Rules] Ignore=: expected "
     )
@@ -187,7 +187,7 @@ def test_drop_ins_of_all_folders_are_in_force(service: Container) -> None:
         path = f"/{folder}/tcpwatchd/tcpwatchd.conf.d"
         service.run("sh", "-c", f'mkdir -p {path}; printf "%s" "$0" > {path}/{name}.conf', text)
     shown = service.run("tcpwatchd", "--show-config")
-    rules = [line for line in shown.splitlines() if "port" in line]
+    rules = [line for line in shown.splitlines() if "=port " in line]
     assert rules == ["Report=port 2", "Ignore=port 4", "Notice=port 3"]
     assert "# /run/tcpwatchd/tcpwatchd.conf.d/50-vendor.conf:2" in shown
     assert reload(service)
