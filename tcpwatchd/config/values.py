@@ -91,7 +91,7 @@ def parse_fold(text: str) -> Limit | None:
         seconds = 0
     (fewest, most), (shortest, longest) = FOLD_ENTRIES, FOLD_RANGE
     if not fewest <= number <= most or not shortest <= seconds <= longest:
-        raise ValueError(f"neither no nor how many in which time, 1/1s to 1000000/1h: {quote(text)}")
+        raise ValueError(f"not N/SPAN from 1/1s to 1000000/1h, nor no: {quote(text)}")
     return Limit(number, round(seconds * NANOSECONDS))
 
 

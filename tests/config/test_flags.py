@@ -124,7 +124,7 @@ def test_what_to_do() -> None:
         (["--trace-instance", "../up"], ["--trace-instance", "'../up'"]),
         (["--trace-buffer", "15K"], ["argument --trace-buffer: not a size from 16K to 16M: '15K'"]),
         (["--trace-buffer", "512"], ["--trace-buffer", "'512'"]),
-        (["--fold", "20"], ["argument --fold: not no, or how many in which time, 1/1s to", "'20'"]),
+        (["--fold", "20"], ["argument --fold: not N/SPAN from 1/1s to", "'20'"]),
         (["--message-owner=yes"], ["--message-owner", "'yes'"]),
         (["--config"], ["--config"]),
         (["--config", ""], ["--config", "expected the name of a file, found ''"]),

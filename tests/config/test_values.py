@@ -164,7 +164,7 @@ def test_names() -> None:
         (
             parse_fold,
             ["", "yes", "2", "2/", "/9s", "0/9s", "-1/9s", "1000001/9s", "2/0.9s", "2/3601s", "2/x", "1/2/3"],
-            "neither no nor how many in which time, 1/1s to 1000000/1h",
+            "N/SPAN from 1/1s to 1000000/1h, nor no",
         ),
         (
             parse_instance,
