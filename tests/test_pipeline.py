@@ -12,7 +12,9 @@ from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
 from tcpwatchd.owners.owners import Owners
 from tcpwatchd.owners.users import Users
-from tcpwatchd.pipeline import Pipeline
+from tcpwatchd.pipeline import TALLY_EVERY, Pipeline
+from tcpwatchd.policy.folding import Limit
+from tcpwatchd.policy.rules import compile_rule
 from tcpwatchd.state.store import Store
 from tests.kept import END, HERE
 from tests.model import pack
@@ -209,3 +211,23 @@ def test_owners_that_cannot_be_found_cost_no_connection(watched: Watched) -> Non
     watched.poll()
     assert watched.count(event.OWNERS_RECOVERED) == 1
     assert watched.count(event.OWNERS_FAILED) == 1
+
+
+def test_each_hour_it_is_told_what_was_ignored_and_by_which_rule(tmp_path: Path) -> None:
+    """With the totals, which add up; and nothing if nothing was ignored."""
+    watched = Watched(tmp_path)
+    watched.pipeline.switch(
+        [compile_rule("Ignore", "src host 192.0.2.56", "/etc/x.conf", 7, int)], Limit(1, 3_600_000_000_000)
+    )
+    watched.tell(END, OTHER, OTHER)
+    watched.drain()
+    policy = watched.pipeline._policy
+    for _ in range(2):
+        policy._since -= TALLY_EVERY
+        watched.poll()
+    (told,) = [
+        new.fields for new in watched.reader.events if new.fields["MESSAGE_ID"] == event.CONNECTIONS_COUNTED
+    ]
+    assert told["TCPWATCHD_IGNORED_BY"] == "1 by /etc/x.conf:7"
+    names = "REPORTED", "IGNORED", "FOLDED", "UNWRITTEN"
+    assert [told[f"TCPWATCHD_{name}"] for name in names] == ["1", "1", "0", "1"]

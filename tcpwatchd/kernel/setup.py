@@ -57,8 +57,8 @@ def set_up(name: str, buffer_kb: int | None, closing: bool = False) -> SetUp:
     """Make an instance, or repair one that stands. Raises TraceError.
 
     `closing`: it records when connections close, too, if it can; that can be changed while it stands.
-    `buffer_kb` is for one CPU; without it buffers that stand keep their size. An instance that was made and
-    cannot be set up is removed.
+    `buffer_kb` is for one CPU. Buffers that stand only grow: smaller ones could not hold what they have. An
+    instance that was made and cannot be set up is removed.
     """
     tracing = find_tracing()
     if not os.path.isdir(f"{tracing}/instances"):
@@ -83,7 +83,7 @@ def set_up(name: str, buffer_kb: int | None, closing: bool = False) -> SetUp:
         held = lock(path)
         try:
             write_settings(path, event, closing and can_tell_closing(path, event))
-            if made or buffer_kb is not None:
+            if made or (buffer_kb or 0) > (read_buffer_size(path) or 0):
                 set_buffer_size(path, BUFFER_KB if buffer_kb is None else buffer_kb)
         finally:
             os.close(held)

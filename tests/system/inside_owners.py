@@ -53,7 +53,8 @@ def owners() -> dict[str, Any]:
     clients.wait(timeout=PATIENCE)
     open_to_remote()
     wrong = try_wrong_offsets()
-    return {**compare_owners(), "remote": find_remote(), "readme": run_readme(), "wrong offsets": wrong}
+    results = {**compare_owners(), "remote": find_remote(), "readme": run_readme(), "wrong offsets": wrong}
+    return {**results, "rules": try_rules()}
 
 
 def run_unit(unit: str, *command: str, user: str = "root", more: Sequence[str] = ()) -> None:
@@ -142,6 +143,34 @@ def open_to_remote() -> None:
 def run_script(unit: str, script: str, user: str = "root") -> None:
     settings = [f"--unit={unit}", f"--uid={user}", "--setenv=TRUTH=/dev/null"]
     run("systemd-run", "--quiet", "--collect", *settings, "/bin/bash", "-c", script)
+
+
+RULES = """[Rules]
+Ignore=unit quiet.service and port 80
+Warning=user www-data and process ba*
+Ignore=not container * and process python3
+"""
+
+
+def try_rules() -> dict[str, Any]:
+    """What becomes of connections to the remote from three units, by rules that ask for owners."""
+    folder = Path("/etc/tcpwatchd/tcpwatchd.conf.d")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rules.conf").write_text(RULES)
+    run("systemctl", "reload", "tcpwatchd")
+    connect = "exec 3<>/dev/tcp/10.80.0.2/81"
+    run_script("quiet.service", connect.replace("81", "80"))
+    run_script("plain.service", connect)
+    run_script("loud.service", connect, user="www-data")
+    time.sleep(5)
+    run("systemctl", "stop", "tcpwatchd")
+    run("journalctl", "--sync")
+    text = run("journalctl", "-o", "json", f"MESSAGE_ID={OPENED}", "DESTINATION_IP=10.80.0.2")
+    entries = [json.loads(line) for line in text.splitlines()]
+    units = "quiet.service", "plain.service", "loud.service"
+    told = [(entry.get("PROCESS_SYSTEMD_UNIT"), entry["PRIORITY"]) for entry in entries]
+    counted = run("journalctl", "-t", "tcpwatchd", "-o", "cat", "--grep", "ignored \\(")
+    return {"told": sorted(one for one in told if one[0] in units), "counted": counted}
 
 
 def find_remote() -> dict[str, Any]:
