@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import now
-from tcpwatchd.config.files import ConfigError
+from tcpwatchd.config.files import ConfigError, find_hidden, list_files
 from tcpwatchd.config.flags import format_settings, load, parse_arguments
 from tcpwatchd.config.settings import SETTINGS
 from tcpwatchd.failure import Failure, UsageError, describe
@@ -86,15 +86,20 @@ def check_configuration(flags: Settings) -> int:
     """Says all that is wrong with it, a line for each."""
     try:
         load(flags)
+        faults = find_hidden(list_files("/", [])) if flags.config is None and os.geteuid() == 0 else []
     except ConfigError as error:
-        print(*(f"tcpwatchd: {fault}" for fault in error.faults), sep="\n", file=sys.stderr)
+        faults = error.faults
+    if faults:
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(*(f"tcpwatchd: {fault}" for fault in faults), sep="\n", file=sys.stderr, flush=True)
         return 2
     os.write(STDOUT, b"OK\n")
     return 0
 
 
 def set_up_for_service(settings: Settings) -> None:
-    """Raises TraceError and OSError."""
+    """Raises TraceError, UsageError and OSError."""
+    refuse_for_service(settings)
     name, buffer_kb = settings.trace_instance or SERVICE_INSTANCE, settings.wanted_buffer
     remove_stale()
     fault = find_fault(name)
@@ -105,6 +110,9 @@ def set_up_for_service(settings: Settings) -> None:
     if no_owners and made:
         print_error(f"the kernel does not tell who owns a connection: {no_owners}", NOTICE)
     used = read_buffer_size(path)
+    if buffer_kb and used and used > buffer_kb + PAGE_KB:
+        text = f"{used} KiB a CPU stand, and are made smaller by a restart of tcpwatchd-trace.service"
+        print_error(f"TraceBuffer={buffer_kb}K: {text}", NOTICE)
     if buffer_kb and used and used + PAGE_KB < buffer_kb > BUFFER_KB:
         print_error(f"TraceBuffer={buffer_kb}K: all CPUs share {TOTAL_KB} KiB, {used} a CPU", WARNING)
 
@@ -165,10 +173,19 @@ def refuse_for_once(flags: Settings) -> None:
         raise UsageError(f"--report {asked['report']}: not with --once, which reports what is open")
 
 
+def refuse_for_service(settings: Settings) -> None:
+    """Its units bind one instance, by name. Raises UsageError."""
+    given = settings.given.get("trace_instance")
+    if given and not given.source.startswith("--"):
+        raise UsageError(
+            f"{settings.cite('trace_instance')}: the units of the service have an instance of their own"
+        )
+
+
 def list_changes(settings: Settings, new: Settings) -> list[str]:
     """Keys of settings that only a restart changes."""
     return [
-        f"{setting.key}="
+        f"[{setting.section}] {setting.key}="
         for setting in SETTINGS
         if setting.needs_restart and getattr(new, setting.name) != getattr(settings, setting.name)
     ]
@@ -179,6 +196,8 @@ def open_trace(settings: Settings, supervised: bool, stack: contextlib.ExitStack
 
     Raises TraceError.
     """
+    if supervised:
+        refuse_for_service(settings)
     if settings.trace_instance is None and os.path.exists(f"{SERVICE_TRACE}/trace_clock"):
         trace = Trace(SERVICE_TRACE)
     elif os.geteuid() != 0 and supervised:

@@ -16,7 +16,7 @@ from tcpwatchd.kernel.counters import read_counters
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.output import event
-from tcpwatchd.output.outbox import RETRY, Outbox
+from tcpwatchd.output.outbox import MICROSECOND, RETRY, Outbox
 from tcpwatchd.policy.policy import Policy
 from tcpwatchd.state.recovery import Recovery, Stages
 from tcpwatchd.tracking.audit import Audit
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 LOSS_PAUSE = 1.0
 """Seconds between two reports of lost records, while they go on being lost."""
-TALLY_EVERY = 3_600_000_000
-"""Microseconds between two counts of what was ignored and folded."""
+TALLY_EVERY = 3_600_000_000_000
+"""Nanoseconds between two counts of what was ignored and folded."""
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -69,7 +69,7 @@ class Pipeline:
         self._owners = owners
         self._tracker = Tracker(owners.network, follows_closing=report != "opened")
         tells_owners = trace is not None and trace.tells_owners
-        self._policy = Policy(rules, limit, now(), owners.network, by_owner=tells_owners)
+        self._policy = Policy(rules, limit, boot_ns(), owners.network, by_owner=tells_owners)
         self._closings = Closings(report, owners.network, tells_owners)
         self._tracker.addresses = read_addresses(root)
         self._audit = Audit()
@@ -161,15 +161,16 @@ class Pipeline:
 
     def _settle(self, everything: bool = False) -> bool:
         """Whether there was anything."""
-        entries = self._policy.settle(FOREVER if everything else boot_ns(), everything)
+        moment, tally = boot_ns(), None
+        entries = self._policy.settle(moment, everything)
         self.outbox.add(entries)
-        tally, moment = None, now()
         if everything or moment - self._policy.since >= TALLY_EVERY:
             tally = self._policy.take_tally(moment)
             if not tally.is_empty:
                 ignored = [(f"{rule.path}:{rule.line}", number) for rule, number in tally.ignored]
-                told = event.connections_counted(tally.since, ignored, tally.folded, self.totals, moment)
-                self.report(told)
+                since = now() - (moment - tally.since) // MICROSECOND
+                folded = tally.folded, tally.folded_closed
+                self.report(event.connections_counted(since, ignored, *folded, self.totals, now()))
         self._recovery.changed |= bool(entries or tally)
         return bool(entries or tally)
 
@@ -332,7 +333,7 @@ class Pipeline:
     def keep(self) -> int:
         """Keep what waits for the next process; how many connections could not be kept."""
         self._recovery.changed = True
-        return 0 if self._recovery.save() else self.outbox.count_waiting()
+        return 0 if self._recovery.save() else self.totals["unwritten"]
 
     def _send_all(self, until: float) -> None:
         """A sink that is stuck is left alone for a moment: asking it at once again would spin."""
@@ -385,7 +386,9 @@ class Pipeline:
             "reported": sum(written.values()),
             "reported_closed": self.outbox.written_closed,
             "ignored": self._policy.ignored,
+            "ignored_startup": self._policy.ignored_startup,
             "folded": self.outbox.written_folded,
+            "folded_startup": self.outbox.written_folded_startup,
             "folded_closed": self.outbox.written_folded_closed,
             "unwritten": self.outbox.count_waiting() + self._policy.count_held(),
             "not_followed": self._closings.not_followed,

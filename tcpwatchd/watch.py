@@ -192,8 +192,8 @@ class Watch:
             if self._failed_polls_in_a_row:
                 self._pipeline.report(event.poll_recovered(self._failed_polls_in_a_row, now()))
             self._failed_polls_in_a_row = 0
+            self._check_at = time.monotonic() + CHECK_EVERY
         self._polled_at = time.monotonic()
-        self._check_at = self._polled_at + CHECK_EVERY
         self._set_next_poll()
         self._notify_status()
 
@@ -309,8 +309,8 @@ class Watch:
             trouble += f"; {event.count(self._failed_polls_in_a_row, 'poll')} failed since the last good one"
         if self._pipeline.trace_in_trouble:
             trouble += "; the trace cannot be used now"
-        if self._outbox.stuck:
-            trouble += f"; waiting to be written: {len(self._outbox.waiting)}"
+        if totals["unwritten"]:
+            trouble += f"; waiting to be written: {totals['unwritten']}"
         return f"{source}; {counts}{trouble}"
 
 

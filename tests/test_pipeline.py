@@ -15,7 +15,10 @@ from tcpwatchd.owners.users import Users
 from tcpwatchd.pipeline import TALLY_EVERY, Pipeline
 from tcpwatchd.policy.folding import Limit
 from tcpwatchd.policy.rules import compile_rule
+from tcpwatchd.service.notify import Notifier
+from tcpwatchd.service.signals import Signals
 from tcpwatchd.state.store import Store
+from tcpwatchd.watch import Watch
 from tests.kept import END, HERE
 from tests.model import pack
 from tests.ring import Ring
@@ -231,3 +234,29 @@ def test_each_hour_it_is_told_what_was_ignored_and_by_which_rule(tmp_path: Path)
     assert told["TCPWATCHD_IGNORED_BY"] == "1 by /etc/x.conf:7"
     names = "REPORTED", "IGNORED", "FOLDED", "UNWRITTEN"
     assert [told[f"TCPWATCHD_{name}"] for name in names] == ["1", "1", "0", "1"]
+
+
+def test_polls_that_fail_keep_nothing_from_being_settled(tmp_path: Path) -> None:
+    """A poll that succeeds does it; one that fails leaves it to the loop."""
+    watched = Watched(tmp_path)
+    watch = Watch(watched.pipeline, watched.reader, Notifier(None), Signals(()), interval=5)
+    due = watch._check_at
+    (watched.net / "tcp").rename(tmp_path / "away")
+    watch._poll()
+    assert watch._check_at == due
+    (tmp_path / "away").rename(watched.net / "tcp")
+    watch._poll()
+    assert watch._check_at > due
+
+
+def test_what_was_open_before_is_counted_apart(tmp_path: Path) -> None:
+    """So that what opened since is the sum of the others."""
+    watched = Watched(tmp_path)
+    watched.end()
+    watched.show(END, OTHER)
+    pipeline = Pipeline(Reader(), Store(None), None, Owners(0), root=str(watched.net),
+                        rules=[compile_rule("Ignore", "host 192.0.2.56", "/etc/x.conf", 7, int)])  # fmt: skip
+    pipeline.poll()
+    pipeline.send()
+    totals = pipeline.totals
+    assert (totals["ignored"], totals["ignored_startup"], totals["reported_startup"]) == (1, 1, 1)

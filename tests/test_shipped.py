@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tcpwatchd.config.flags import load, parse_arguments
 from tcpwatchd.config.settings import BY_KEY, RULE_HELP, RULES_SECTION, SECTIONS, SETTINGS
 from tcpwatchd.config.values import BUFFER_RANGE, FOLD_ENTRIES, FOLD_RANGE, INTERVAL_RANGE, parse_span
@@ -74,3 +76,25 @@ def test_ranges_are_as_told() -> None:
     (span,) = re.findall(r"time is (\w+) to (\w+)", told["Fold"])
     assert tuple(map(parse_span, span)) == FOLD_RANGE
     assert f"N {FOLD_ENTRIES[0]} to {FOLD_ENTRIES[1]}." in told["Fold"]
+
+
+@pytest.mark.parametrize("name", ["systemd/tcpwatchd.catalog", "README.md", "packaging/tcpwatchd.8"])
+def test_each_setting_that_is_named_is_there(name: str) -> None:
+    """Or it is one of systemd's; and nothing was left to be filled in."""
+    text = (PROJECT / name).read_text()
+    ours = {setting.key for setting in SETTINGS} | set(RULE_HELP)
+    named = set(re.findall(r"(?<![\w.])([A-Z][a-z]+(?:[A-Z][a-z]+)*)=", text))
+    assert named - ours <= OF_SYSTEMD
+    assert not re.search(r"@[A-Z]+@", text) or name.endswith("catalog")
+    assert not re.search(r"\b(?:REPORT|TRACE_BUFFER)\b", text)
+
+
+OF_SYSTEMD = {
+    "LogNamespace",
+    "SystemMaxUse",
+    "MaxRetentionSec",
+    "Environment",
+    "ExecStart",
+    "ExecReload",
+    "DynamicUser",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -11,14 +12,17 @@ from tcpwatchd.failure import UsageError
 from tcpwatchd.policy.expression import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 MAIN = "tcpwatchd/tcpwatchd.conf"
 MAIN_FOLDER = "etc"
 DROP_IN_FOLDERS = "usr/lib", "run", "etc"
 """A file in a later one replaces that of the same name in one before it."""
 MOST_BYTES = 1 << 20
-"""Of one file."""
+"""Of all files."""
+MOST_FAULTS = 100
+"""After which no more are looked for."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
 
 
@@ -39,7 +43,8 @@ class ConfigError(UsageError):
     """All that is wrong, as one line: the first fault, and how many more there are."""
 
     def __init__(self, faults: list[Fault]) -> None:
-        more = f" (and {len(faults) - 1} more: --check-config lists them)" if len(faults) > 1 else ""
+        number = f"{len(faults) - 1}" if len(faults) <= MOST_FAULTS else f"more than {MOST_FAULTS - 1}"
+        more = f" (and {number} more: --check-config lists them)" if len(faults) > 1 else ""
         super().__init__(f"{faults[0]}{more}")
         self.faults = faults
 
@@ -65,11 +70,16 @@ class Assignment(NamedTuple):
 
 
 def list_files(root: str, faults: list[Fault]) -> list[str]:
-    """The main file, if there is one, and the drop-ins by their names; faults are added to those given."""
+    """The main file, if there is one, and the drop-ins by their names; faults are added to those given.
+
+    Names that begin with a dot are none: editors make such files.
+    """
     main = os.path.join(root, MAIN_FOLDER, MAIN)
     found = {}
     for folder in DROP_IN_FOLDERS:
         path = os.path.join(root, folder, MAIN + ".d")
+        if os.path.islink(os.path.dirname(path)):
+            continue  # an older version had the service's own runtime directory there
         try:
             names = os.listdir(path)
         except FileNotFoundError:
@@ -77,23 +87,39 @@ def list_files(root: str, faults: list[Fault]) -> list[str]:
         except OSError as error:
             faults.append(Fault(path, None, None, str(error.strerror)))
             continue
-        found.update({name: os.path.join(path, name) for name in names if name.endswith(".conf")})
+        shown = [name for name in names if name.endswith(".conf") and not name.startswith(".")]
+        found.update({name: os.path.join(path, name) for name in shown})
     drop_ins = [path for _, path in sorted(found.items()) if os.path.realpath(path) != os.devnull]
     return [main] * os.path.lexists(main) + drop_ins
 
 
-def read_file(path: str) -> str:
-    """Raises ConfigError."""
+def find_hidden(paths: Iterable[str]) -> list[Fault]:
+    """Which of these files, or their folders, others than root may not read, as the service must."""
+    places = dict.fromkeys(place for path in paths for place in (os.path.dirname(path), path))
+    faults = []
+    for place in places:
+        with contextlib.suppress(OSError):  # that is told as it is read
+            mode = os.stat(place).st_mode
+            needed = 0o005 if stat.S_ISDIR(mode) else 0o004
+            if mode & needed != needed:
+                faults.append(Fault(place, None, None, "the service may not read it: chmod a+rX"))
+    return faults
+
+
+def read_file(path: str, most: int) -> str:
+    """At most so many bytes. Raises ConfigError."""
     try:
         with open(path, "rb", opener=open_now) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode) and os.path.realpath(path) != os.devnull:
                 raise ConfigError([Fault(path, None, None, "Not a regular file")])
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(most + 1)
     except OSError as error:
         raise ConfigError([Fault(path, None, None, str(error.strerror))]) from error
-    if len(content) > MOST_BYTES:
-        raise ConfigError([Fault(path, None, None, f"larger than {MOST_BYTES >> 20} MiB")])
+    if len(content) > most:
+        others = "with the files before it " * (most < MOST_BYTES)
+        raise ConfigError([Fault(path, None, None, f"{others}larger than {MOST_BYTES >> 20} MiB")])
+    content = content.removeprefix(BYTE_ORDER_MARK)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -120,6 +146,8 @@ def split_assignments(
     """
     section, is_known = None, True
     for pieces in join_lines(text):
+        if len(faults) > MOST_FAULTS:
+            return
         number, line = pieces[0]
         key, equals, rest = line.partition("=")
         fault = None

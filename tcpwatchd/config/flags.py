@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from tcpwatchd import __version__
 from tcpwatchd.config.files import (
+    MOST_BYTES,
+    MOST_FAULTS,
     Assignment,
     ConfigError,
     Fault,
@@ -22,7 +25,7 @@ from tcpwatchd.policy.expression import ExpressionError, quote
 from tcpwatchd.policy.rules import Rule, compile_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from tcpwatchd.config.settings import Setting
     from tcpwatchd.connection import Report
@@ -160,8 +163,18 @@ def load(settings: Settings, root: str = "/") -> Settings:
     faults: list[Fault] = []
     given: dict[str, Given] = {}
     rules: list[Rule] = []
+    left = MOST_BYTES
     for path in list_files(root, faults) if settings.config is None else [settings.config]:
-        for assignment in read_assignments(path, faults):
+        try:
+            text = read_file(path, left)
+        except ConfigError as error:
+            # A drop-in that is gone by now is none.
+            faults += error.faults if settings.config is not None or os.path.lexists(path) else []
+            continue
+        left -= len(text.encode())
+        for assignment in split_assignments(path, text, SECTIONS, faults):
+            if len(faults) > MOST_FAULTS:
+                break
             try:
                 if assignment.section == RULES_SECTION and assignment.key in RULE_HELP:
                     rules.append(read_rule(assignment))
@@ -184,18 +197,13 @@ def load(settings: Settings, root: str = "/") -> Settings:
     return Settings(**{**vars(settings), **values, "rules": rules, "given": given})
 
 
-def read_assignments(path: str, faults: list[Fault]) -> Iterable[Assignment]:
-    """Of one file; what is wrong is added to the faults."""
-    try:
-        return split_assignments(path, read_file(path), SECTIONS, faults)
-    except ConfigError as error:
-        faults += error.faults
-        return []
-
-
 def read_rule(assignment: Assignment) -> Rule:
     """Raises ConfigError."""
     path, section, key, text, _ = assignment
+    if not text:
+        raise ConfigError(
+            [Fault(path, *assignment.find(0), f"[{section}] {key}=: expected an expression, found the end")]
+        )
     try:
         return compile_rule(key, text, make_printable(path), assignment.line, find_port)
     except ExpressionError as error:

@@ -56,8 +56,10 @@ ERROR, WARNING, NOTICE, INFO = "3", "4", "5", "6"
 MICROSECONDS = 1_000_000
 QUOTED = 160
 """Bytes of a malformed row that are quoted."""
-MOST_SHOWN, MOST_COUNTED = 5, 1000
+MOST_SHOWN, MOST_COUNTED = 3, 1000
 """Rules that are named in a message, and in a field."""
+LONGEST_PLACE = 80
+"""Characters of where a rule is, in a message."""
 
 
 OWNER_FIELDS = {
@@ -253,12 +255,13 @@ def watch_stopped(totals: Mapping[str, int], now: int) -> Event:
 def describe_totals(totals: Mapping[str, int]) -> str:
     """What became of the connections that were found."""
     text = f"{count(totals['reported'], 'connection')} reported"
+    if totals["folded"]:
+        text += f", {totals['folded']} folded"
     if totals["reported_closed"] or totals["folded_closed"]:
         text += f" when they opened, {totals['reported_closed']} when they closed"
-    for name in ("folded", "ignored"):
-        if totals[name]:
-            text += f", {totals[name]} {name}"
-    return text
+    if totals["folded_closed"]:
+        text += f", {totals['folded_closed']} folded then"
+    return text + f", {totals['ignored']} ignored" * (totals["ignored"] > 0)
 
 
 def list_totals(totals: Mapping[str, int]) -> dict[str, str]:
@@ -267,22 +270,43 @@ def list_totals(totals: Mapping[str, int]) -> dict[str, str]:
 
 
 def connections_counted(
-    since: int, ignored: Iterable[tuple[str, int]], folded: int, totals: Mapping[str, int], now: int
+    since: int,
+    ignored: Iterable[tuple[str, int]],
+    folded: int,
+    folded_closed: int,
+    totals: Mapping[str, int],
+    now: int,
 ) -> Event:
     """Of what was not written one by one since then, in microseconds since the epoch; rules as "file:line".
 
     The totals are as at the stop: with what was missed, they add up to what was opened.
     """
-    by_rule = [f"{number} by {place}" for place, number in ignored]
-    number = sum(number for _, number in ignored)
-    shown = ", ".join(by_rule[:MOST_SHOWN])
-    if len(by_rule) > MOST_SHOWN:
-        shown += f", and {len(by_rule) - MOST_SHOWN} more rules"
-    parts = [f"{number} ignored ({shown})"] * (number > 0) + [f"{folded} folded"] * (folded > 0)
+    ignored = list(ignored)
+    parts = [f"{folded} folded"] * (folded > 0) + [f"{folded_closed} folded as they closed"] * (
+        folded_closed > 0
+    )
+    if ignored:
+        number = sum(number for _, number in ignored)
+        shown = [(shorten(place), times) for place, times in ignored]
+        parts.insert(0, f"{number} ignored ({list_by_rule(shown, MOST_SHOWN)})")
     message = f"Not written one by one since {format_utc(since)}: {', '.join(parts)}"
     fields = {"EVENT_START": format_utc(since), "EVENT_END": format_utc(now)}
-    fields["TCPWATCHD_IGNORED_BY"] = ", ".join(by_rule[:MOST_COUNTED])
+    fields["TCPWATCHD_IGNORED_BY"] = list_by_rule(ignored, MOST_COUNTED)
     return _own(now, CONNECTIONS_COUNTED, INFO, message, **fields, **list_totals(totals))
+
+
+def list_by_rule(ignored: list[tuple[str, int]], most: int) -> str:
+    """The counts of so many rules, and of the others together."""
+    named = [f"{number} by {place}" for place, number in ignored[:most]]
+    others = ignored[most:]
+    if others:
+        named.append(f"{sum(number for _, number in others)} by {count(len(others), 'more rule')}")
+    return ", ".join(named)
+
+
+def shorten(place: str) -> str:
+    """To its end, which names the file and the line."""
+    return place if len(place) <= LONGEST_PLACE else f"...{place[3 - LONGEST_PLACE :]}"
 
 
 def reloaded(needs_restart: Iterable[str], now: int) -> Event:

@@ -54,6 +54,8 @@ class Outbox:
         """Those that were reported when they closed."""
         self.written_folded = self.written_folded_closed = 0
         """Those of both kinds that were reported many in one entry."""
+        self.written_folded_startup = 0
+        """Among them those that had been open before."""
         self._events = self._entries = self._lost = 0
         self.stuck = False
         """Whether the sink took nothing although something waits."""
@@ -135,6 +137,7 @@ class Outbox:
             self.written_closed += 1
         elif isinstance(item.first, Connection):
             self.written_folded += item.number
+            self.written_folded_startup += item.number * (item.first.detected_by == "startup")
         else:
             self.written_folded_closed += item.number
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import stat
@@ -169,6 +170,8 @@ LONGEST_LINE = 4096
 LONG_NAMES = {"PROCESS_COMMAND_LINE", "PROCESS_EXECUTABLE"}
 DISPENSABLE = (LONG_NAMES, {*OWNER_FIELDS.values(), *LISTENER_FIELDS.values()})
 """What makes a line too long, if anything does; the second if the first is not enough."""
+BY_RULE = "TCPWATCHD_IGNORED_BY"
+"""What can be long too, and is cut: the message has its sum."""
 
 
 class Stream:
@@ -249,8 +252,8 @@ class TextSink:
 def format_text(fields: Mapping[str, str]) -> str:
     """A connection for people, who have the message and no other field before them."""
     text = fields["MESSAGE"]
-    if fields["TCPWATCHD_DETECTED_BY"] == "startup" and text.startswith("New"):
-        text = text.replace("New", "Open", 1)
+    if fields["TCPWATCHD_DETECTED_BY"] == "startup":
+        text = re.sub("^New |^([0-9]+ )new ", lambda found: f"{found[1]}open " if found[1] else "Open ", text)
     return f"{text} (direction guessed)" if fields["TCPWATCHD_DIRECTION"] == "guessed" else text
 
 
@@ -276,6 +279,10 @@ class JsonSink:
         for names in DISPENSABLE:
             if len(line) >= LONGEST_LINE:
                 line = self._dumps({n: value for n, value in event.fields.items() if n not in names})
+        rules = event.fields.get(BY_RULE, "")
+        while rules and len(line) >= LONGEST_LINE:
+            rules = rules[: len(rules) // 2].rpartition(", ")[0]
+            line = self._dumps({**event.fields, BY_RULE: f"{rules}, ..."})
         return self._out.write(line)
 
 

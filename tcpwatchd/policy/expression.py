@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     FindPort = Callable[[str], int]
     """The port of a service's name. Raises OSError."""
 
-TOKEN = re.compile(r'\s*(?:(\(|\)|&&|\|\||!)|"([^"]*)"|([^\s()"!&|][^\s()"]*))')
+TOKEN = re.compile(r'\s*(?:(\(|\)|&&|\|\||!)|"([^"]*)"|([^\s()"!&|](?:(?!&&|\|\|)[^\s()"])*))')
 SYMBOLS = {"&&": "and", "||": "or", "!": "not"}
+LONGEST_NAME = 15
+"""Of a process, as the kernel keeps it (TASK_COMM_LEN)."""
 DEEPEST = 50
 """Parentheses and nots inside each other."""
 MOST_PORT = 65535
@@ -191,12 +193,16 @@ class Parser:
             token = self._take_name(word, "a name or pattern")
             if len(token.text) > LONGEST_PATTERN:
                 raise self._fail(token, f"a pattern of at most {LONGEST_PATTERN} characters")
+            expected = find_expected(word, token.text)
+            if expected:
+                raise self._fail(token, expected)
             return on_owner(OWNED[word], token)
         side = None
         if word in (SOURCE, DESTINATION):
             side, token = word, self._take()
             if token.word not in PLACED:
-                raise self._fail(token, f'"host", "net" or "port" after "{word}"')
+                either = f': either side is meant without "{word}"' if token.word in ("or", "and") else ""
+                raise self._fail(token, f'"host", "net" or "port" after "{word}"{either}')
         if token.word == "host":
             self.addresses.append(parse_host(self._take_name("host", "an address")))
             return on_address(side, self.addresses[-1])
@@ -206,7 +212,7 @@ class Parser:
         if token.word == "port":
             self.ports.append(self._parse_ports(self._take_name("port", "a port")))
             return on_port(side, *self.ports[-1])
-        raise self._fail(token, "a word such as " + ", ".join(WORDS))
+        raise self._fail(token, find_hint(token) or "a word such as " + ", ".join(WORDS))
 
     def _parse_ports(self, token: Token) -> tuple[int, int]:
         """The first and the last."""
@@ -233,6 +239,45 @@ class Parser:
         return token
 
 
+def find_hint(token: Token) -> str | None:
+    """What somebody who knows tcpdump may have meant."""
+    text = token.text
+    if token.quoted:
+        return None
+    if text != text.lower() and text.lower() in (*WORDS, "and", "or"):
+        return f'"{text.lower()}" in lower case'
+    if re.fullmatch("[0-9][0-9a-fA-F.:/-]*", text):
+        return (
+            f'a word before it, such as "port {text}"'
+            if text.isdecimal()
+            else 'a word before it, such as "host"'
+        )
+    return HINTS.get(text.lower())
+
+
+HINTS = {
+    "tcp": "no such word, since all connections are TCP",
+    "udp": "no such word, since all connections are TCP",
+    "portrange": '"port" before a range of ports',
+    "in": '"inbound" or "ingress"',
+    "out": '"outbound" or "egress"',
+}
+
+
+def find_expected(word: str, pattern: str) -> str | None:
+    """What a pattern should be that can match nothing, as no name is so."""
+    wild = any(sign in pattern for sign in "*?[")
+    if not pattern:
+        return f'a name or pattern after "{word}"'
+    if word == "unit" and not wild and "." not in pattern:
+        return f'a unit with its suffix, such as "{pattern}.service"'
+    if word == "process" and not wild and len(pattern) > LONGEST_NAME and "\\" not in pattern:
+        return f"a name of at most {LONGEST_NAME} characters, which is what the kernel keeps of it"
+    if word != "process" and re.search("[\\s',;]", pattern):
+        return f'one name or pattern after "{word}"'
+    return None
+
+
 def quote(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
@@ -244,7 +289,9 @@ def parse_host(token: Token) -> Addresses:
     except ValueError:
         address = b""
     if not address or "%" in token.text:
-        raise ExpressionError(token.offset, f"expected an address, found {quote(token.text)}")
+        is_name = re.fullmatch("[^0-9:][^:/%]*", token.text)
+        what = "an address, since names are not looked up" if is_name else "an address"
+        raise ExpressionError(token.offset, f"expected {what}, found {quote(token.text)}")
     plain = address.removeprefix(MAPPED) if len(address) == 16 else address
     return plain, plain
 
@@ -253,10 +300,10 @@ def parse_net(token: Token) -> Addresses:
     """Raises ExpressionError."""
     text, offset = token.text, token.offset
     try:
-        net = ipaddress.ip_network(text, strict=False)
+        net = ipaddress.ip_network(text, strict=False) if re.fullmatch("[^/%]+/[0-9]+", text) else None
     except ValueError:
         net = None
-    if net is None or "/" not in text or "%" in text:
+    if net is None:
         raise ExpressionError(offset, f"expected a network such as 10.0.0.0/8, found {quote(text)}")
     if ipaddress.ip_address(text.partition("/")[0]) != net.network_address:
         raise ExpressionError(offset, f"expected no bits after the first {net.prefixlen}, as in {net}")
@@ -330,7 +377,10 @@ def on_port(side: str | None, low: int, high: int) -> Test:
 
 def on_owner(find_names: Callable[[Owner], list[str] | None], token: Token) -> Test:
     """Of either end that is here."""
-    matches = re.compile(fnmatch.translate(token.text)).match
+    try:
+        matches = re.compile(fnmatch.translate(token.text)).match
+    except re.error as error:  # as of [z-a] before Python 3.10
+        raise ExpressionError(token.offset, f"expected a pattern, found {quote(token.text)}") from error
 
     def test_one(owner: Owner) -> Known:
         names = find_names(owner)

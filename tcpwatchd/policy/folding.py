@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tcpwatchd.connection import NOBODY, Closed, Connection, Folded, Owner
+from tcpwatchd.connection import Closed, Connection, Folded, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,6 +72,7 @@ class Folding:
         self.limit = limit
         self._by_owner = by_owner
         self._groups: dict[Any, Group] = {}
+        """In the order in which they began."""
 
     def follow(self, items: Iterable[Connection | Closed]) -> list[Connection | Closed | Folded]:
         """What is to be written now, in order."""
@@ -101,20 +102,18 @@ class Folding:
         return []
 
     def settle(self, until: int, everything: bool = False) -> list[Connection | Closed | Folded]:
-        """Entries of groups whose time was over then: nanoseconds of CLOCK_BOOTTIME."""
+        """Entries of groups whose time was over then: nanoseconds of CLOCK_BOOTTIME.
+
+        The first that began is the first that is over; but for times that go back a little.
+        """
         if self.limit is None:
             return []
-        since = until - self.limit.nanoseconds
-        over = [key for key, group in self._groups.items() if everything or group.began <= since]
+        since, over = until - self.limit.nanoseconds, []
+        for key, group in self._groups.items():
+            if group.began > since and not everything:
+                break
+            over.append(key)
         return [entry for key in over for entry in self._groups.pop(key).make_entries()]
-
-    @property
-    def settle_at(self) -> int | None:
-        """When the first entry can be made, likewise."""
-        if self.limit is None:
-            return None
-        began = min((group.began for group in self._groups.values() if group.folded), default=None)
-        return None if began is None else began + self.limit.nanoseconds
 
     def count_held(self) -> int:
         """Connections of which no entry was made yet."""
@@ -148,11 +147,10 @@ class Folding:
         return key
 
 
-def find_identity(owner: Owner) -> tuple[Any, ...] | None:
+def find_identity(owner: Owner) -> tuple[Any, ...]:
     """Of an owner without its process."""
-    if owner is NOBODY:
-        return None
-    return owner.user, owner.unit, owner.user_unit, owner.container, owner.network
+    user, _, unit, user_unit, container, *_, network = owner
+    return user, unit, user_unit, container, network
 
 
 def merge(first: Any, other: Any) -> Any:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
-from tcpwatchd.connection import Folded, Ignored, make
+from tcpwatchd.connection import Closed, Folded, Ignored, make
 from tcpwatchd.policy.folding import Folding
 from tcpwatchd.policy.rules import PRIORITIES, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from tcpwatchd.connection import Closed, Connection, Endpoint, Socket
+    from tcpwatchd.connection import Connection, Endpoint, Socket
     from tcpwatchd.policy.folding import GroupKnown, Limit
     from tcpwatchd.policy.rules import Name, Rule
 
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
 
 class Tally(NamedTuple):
-    """What was not written one by one in a time, given in microseconds since the epoch."""
+    """What was not written one by one since a time: nanoseconds of CLOCK_BOOTTIME."""
 
     since: int
     ignored: list[tuple[Rule, int]]
     """By rule, the most frequent first."""
     folded: int
+    folded_closed: int
+    """Connections in entries of many: when they opened, and when they closed."""
 
     @property
     def is_empty(self) -> bool:
-        return not self.ignored and not self.folded
+        return not any(self[1:])
 
 
 class PolicyKnown(NamedTuple):
@@ -41,11 +43,12 @@ class PolicyKnown(NamedTuple):
     since: int
     ignored: list[tuple[int, int]]
     """Numbers of rules, and how often each had a connection ignored."""
-    folded: int
+    folded: list[int]
+    """When they opened, and when they closed."""
 
 
 class Policy:
-    """`network` and `by_owner` are as in `Rules` and `Folding`; `now`: microseconds since the epoch."""
+    """`network` and `by_owner` are as in `Rules` and `Folding`; `now`: nanoseconds of CLOCK_BOOTTIME."""
 
     def __init__(
         self,
@@ -62,9 +65,10 @@ class Policy:
         self._folding = Folding(limit, by_owner)
         self._ignored: Counter[int] = Counter()
         """By the number of the rule."""
-        self._folded = 0
-        self.ignored = 0
-        """Connections that were ignored since the start of this process."""
+        self._folded = [0, 0]
+        """When they opened, and when they closed."""
+        self.ignored = self.ignored_startup = 0
+        """Connections that were ignored since the start of this process; those that had been open before."""
 
     def choose(self, connection: Connection, name: Name) -> Connection | Ignored:
         """With its owners and its priority, or that it is ignored, mostly without owners."""
@@ -77,6 +81,7 @@ class Policy:
         if priority is None:
             self._ignored[number] += 1
             self.ignored += 1
+            self.ignored_startup += connection.detected_by == "startup"
             return make(Ignored, (connection,))
         return (named or name(connection))._replace(priority=priority)
 
@@ -94,13 +99,10 @@ class Policy:
         return self._count(self._folding.settle(until, everything))
 
     def _count(self, items: list[Connection | Closed | Folded]) -> list[Connection | Closed | Folded]:
-        self._folded += sum(item.number for item in items if isinstance(item, Folded))
+        for item in items:
+            if isinstance(item, Folded):
+                self._folded[isinstance(item.first, Closed)] += item.number
         return items
-
-    @property
-    def settle_at(self) -> int | None:
-        """As in `Folding`."""
-        return self._folding.settle_at
 
     def count_held(self) -> int:
         """Connections that wait to be folded."""
@@ -112,10 +114,10 @@ class Policy:
         return self._since
 
     def take_tally(self, now: int) -> Tally:
-        """Of the time since the last one; `now` is in microseconds since the epoch."""
+        """Of the time since the last one."""
         ignored = [(self._rules.rules[number], times) for number, times in self._ignored.most_common()]
-        tally = Tally(self._since, ignored, self._folded)
-        self._since, self._ignored, self._folded = now, Counter(), 0
+        tally = Tally(self._since, ignored, *self._folded)
+        self._since, self._ignored, self._folded = now, Counter(), [0, 0]
         return tally
 
     def is_of(self, rules: Sequence[Rule], limit: Limit | None) -> bool:
@@ -125,7 +127,7 @@ class Policy:
     @property
     def known(self) -> PolicyKnown:
         folding = self._folding
-        tally = self._since, sorted(self._ignored.items()), self._folded
+        tally = self._since, sorted(self._ignored.items()), self._folded.copy()
         return PolicyKnown(self._rules.rules, folding.limit, folding.known, *tally)
 
     def restore(self, known: PolicyKnown) -> None:
@@ -133,7 +135,7 @@ class Policy:
         self._rules = Rules(known.rules, self._network)
         self._folding = Folding(known.limit, self._by_owner)
         self._folding.restore(known.groups)
-        self._since, self._folded = known.since, known.folded
+        self._since, self._folded = known.since, known.folded.copy()
         self._ignored = Counter(dict(known.ignored))
 
     def switch(self, rules: Sequence[Rule], limit: Limit | None) -> None:

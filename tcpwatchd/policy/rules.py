@@ -139,10 +139,10 @@ class Rules:
     def _may_report(self, facts: Facts) -> bool:
         for rule in self.rules:
             found = rule.expression.test(facts)
-            if found is not False and PRIORITIES[rule.action]:
+            if found is None and (PRIORITIES[rule.action] or rule.expression.asks_owner):
                 return True
             if found:
-                return False
+                return PRIORITIES[rule.action] is not None
         return True
 
     def _find_possible(self, facts: Facts) -> Possible:

@@ -260,7 +260,7 @@ def _restore_policy(
 ) -> PolicyKnown:
     """With ports that are what they were, whatever services are called by now."""
     known = tuple(
-        compile_rule(str(action), str(text), str(path), int(line), dict(ports).__getitem__)
+        compile_rule(str(action), str(text), str(path), int(line), _restore_ports(ports).__getitem__)
         for action, text, path, line, ports in rules
     )
     return PolicyKnown(
@@ -269,8 +269,15 @@ def _restore_policy(
         [_restore_group(*group) for group in groups],
         int(since),
         [(range(len(known))[number], int(times)) for number, times in ignored],
-        int(folded),
+        [int(folded[0]), int(folded[1])],
     )
+
+
+def _restore_ports(named: Any) -> dict[str, int]:
+    ports = {str(name): int(port) for name, port in named}
+    if not all(0 < port < 1 << 16 for port in ports.values()):
+        raise ValueError(named)
+    return ports
 
 
 def _restore_group(began: Any, written: Any, item: Any, folded: Any, last: Any) -> GroupKnown:
@@ -377,7 +384,8 @@ def _restore_caller(time: Any = 0, thread: Any = 0, name: Any = None) -> Caller:
 
 def _restore_owner(*fields: Any) -> Owner:
     kinds: list[Any] = [int if name in OWNER_NUMBERS else str for name in Owner._fields]
-    return Owner._make(None if field is None else kind(field) for kind, field in zip(kinds, fields))
+    owner = Owner._make(None if field is None else kind(field) for kind, field in zip(kinds, fields))
+    return NOBODY if owner == NOBODY else owner
 
 
 def _restore_owners(groups: Any = (), listeners: Any = ()) -> OwnersKnown:

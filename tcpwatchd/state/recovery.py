@@ -68,7 +68,7 @@ class Stages(NamedTuple):
         return self.tracker.shows(end, self.tables.holds)
 
 
-NO_POLICY = PolicyKnown((), None, [], 0, [], 0)
+NO_POLICY = PolicyKnown((), None, [], 0, [], [0, 0])
 """That of an older version, which wrote all."""
 
 
@@ -132,7 +132,7 @@ class Recovery:
         waiting, written = split_written(baseline.waiting, log.written)
         outbox.restore(baseline.offset, waiting)
         # What was found since is told as the process before would have told it.
-        policy.restore(baseline.policy or NO_POLICY)
+        policy.restore(baseline.policy or NO_POLICY._replace(since=policy.since))
         tracker.follows_closing, follows_closing = closings.restore(baseline.open), tracker.follows_closing
         owners.restore(baseline.owners)
         lost, last = self._replay(baseline, log)

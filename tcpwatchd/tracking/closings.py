@@ -279,11 +279,18 @@ class Closings:
         """Whether this connection has the place of another, which then is over, though nothing told so."""
         shared, new = self._shared.find(found.shared), by[-2:][role]
         here = new or (by.detected_by != "trace" and has_end(by, role))
-        if not here or found.time > by.time or find_network(shared, role) != find_network(by, role):
+        if not here or found.time > by.time or find_network(shared, role) != self._find_network(by, role):
             return False
         if found.sockets[role]:
             return new == found.sockets[role] or found.time < self._unsure_before
         return not any(found.sockets) and has_end(shared, role)
+
+    def _find_network(self, connection: Connection, role: int) -> int | None:
+        """As `find_network`, also of one whose owners were not looked for."""
+        socket = connection.opener if role == SOURCE else connection.acceptor
+        if socket is None:
+            return find_network(connection, role)
+        return None if socket.network in (0, self._network) else socket.network
 
     def _add(self, connection: Connection, reported: bool) -> None:
         key = connection.source + connection.destination

@@ -11,9 +11,11 @@ import pytest
 
 from tcpwatchd.config.files import (
     MOST_BYTES,
+    MOST_FAULTS,
     Assignment,
     ConfigError,
     Fault,
+    find_hidden,
     list_files,
     make_printable,
     read_file,
@@ -89,13 +91,13 @@ def test_a_link_to_dev_null_masks(tmp_path: Path) -> None:
     (tmp_path / f"etc/{CONF}.d/a.conf").symlink_to("/dev/null")
     (tmp_path / f"etc/{CONF}").symlink_to("/dev/null")
     assert list_names(tmp_path) == [f"etc/{CONF}", f"usr/lib/{CONF}.d/b.conf"]
-    assert read_file(f"{tmp_path}/etc/{CONF}") == ""
+    assert read_file(f"{tmp_path}/etc/{CONF}", 9) == ""
 
 
 def test_a_link_to_a_file_is_that_file(tmp_path: Path) -> None:
     (tmp_path / f"etc/{CONF}.d").mkdir(parents=True)
     (tmp_path / f"etc/{CONF}.d/a.conf").symlink_to(write(tmp_path / "else", "text\n"))
-    assert [read_file(str(tmp_path / name)) for name in list_names(tmp_path)] == ["text\n"]
+    assert [read_file(str(tmp_path / name), 9) for name in list_names(tmp_path)] == ["text\n"]
 
 
 # What they say.
@@ -259,8 +261,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         ":2: [Watch] Report=: not one of opened, closed, both: 'all'",
     ),
     "long value": (containing(f"[Trace]\nTraceBuffer={'9' * 1_000_000}"), ":2: [Trace] TraceBuffer=: not"),
-    "empty rule": (rule(""), f":3:8: [Rules] Ignore=: {WORDS}"),
-    "unknown word": (rule("host 10.0.0.5 and tcp"), f":3:26: [Rules] Ignore=: {WORDS}"),
+    "empty rule": (rule(""), ":3:8: [Rules] Ignore=: expected an expression, found the end"),
+    "unknown word": (rule("host 10.0.0.5 and tpc"), f":3:26: [Rules] Ignore=: {WORDS}"),
     "no end": (rule("ip and \\\n  not"), f":4:6: [Rules] Ignore=: {WORDS}"),
     "10,000 parentheses": (
         rule("(" * 10_000 + "ip" + ")" * 10_000),
@@ -312,7 +314,7 @@ def test_a_bad_drop_in_is_refused_as_well(tmp_path: Path, name: str) -> None:
 def test_a_file_that_others_may_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "x.conf", "[Watch]\nInterval=1s\n")
     path.chmod(0o600)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     done = run_program("--check-config", str(path), prefix=nobody)
@@ -374,10 +376,10 @@ def test_plain_names_stay_as_they_are() -> None:
 
 def test_the_largest_file(tmp_path: Path) -> None:
     path = write(tmp_path / "x", "#" * MOST_BYTES)
-    assert len(read_file(str(path))) == MOST_BYTES
+    assert len(read_file(str(path), MOST_BYTES)) == MOST_BYTES
     write(path, "#" * (MOST_BYTES + 1))
     with pytest.raises(ConfigError, match="larger than 1 MiB"):
-        read_file(str(path))
+        read_file(str(path), MOST_BYTES)
 
 
 def test_files_that_are_refused_stay_not_open(tmp_path: Path) -> None:
@@ -386,7 +388,7 @@ def test_files_that_are_refused_stay_not_open(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     for path in (tmp_path, tmp_path / "fifo", tmp_path / "none"):
         with pytest.raises(ConfigError):
-            read_file(str(path))
+            read_file(str(path), MOST_BYTES)
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -407,3 +409,44 @@ def test_all_faults_are_listed_in_order_and_the_first_is_told(tmp_path: Path) ->
     done = run_program("--check-config", str(main))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "".join(f"tcpwatchd: {fault}\n" for fault in raised.value.faults[:5])
+
+
+def test_all_files_together_are_bounded_and_so_are_faults(tmp_path: Path) -> None:
+    """However many drop-ins there are; a reload reads them in the middle of everything."""
+    for number in range(3):
+        write(tmp_path / f"etc/{CONF}.d/{number}.conf", "#" * (MOST_BYTES // 2))
+    with pytest.raises(ConfigError, match=r"2\.conf: with the files before it larger than 1 MiB$"):
+        load(parse_arguments([]), str(tmp_path))
+    for number in range(3):
+        write(tmp_path / f"etc/{CONF}.d/{number}.conf", "[Rules]\n" + "x\n" * 90)
+    with pytest.raises(ConfigError, match=r"and more than 99 more: ") as raised:
+        load(parse_arguments([]), str(tmp_path))
+    assert len(raised.value.faults) == MOST_FAULTS + 1
+
+
+def test_what_an_editor_leaves_is_no_drop_in(tmp_path: Path) -> None:
+    """Nor is what was the service's own directory in an older version."""
+    for name in ("x.conf~", "x.conf.dpkg-old", ".x.conf"):
+        write(tmp_path / f"etc/{CONF}.d/{name}", "wrong")
+    (tmp_path / f"etc/{CONF}.d/.#x.conf").symlink_to("user@host.1234")
+    write(tmp_path / "run/private/tcpwatchd/tcpwatchd.conf.d/x.conf", "wrong")
+    (tmp_path / "run/tcpwatchd").symlink_to("private/tcpwatchd")
+    assert load(parse_arguments([]), str(tmp_path)).rules == []
+
+
+def test_what_the_service_may_not_read_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / f"etc/{CONF}.d/x.conf", "")
+    folder = path.parent
+    folder.chmod(0o755)
+    for mode, hidden in ((0o644, []), (0o640, [path])):
+        path.chmod(mode)
+        assert [fault.path for fault in find_hidden([str(path)])] == list(map(str, hidden))
+    path.chmod(0o644)
+    folder.chmod(0o700)
+    assert [fault.path for fault in find_hidden([str(path)])] == [str(folder)]
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"\xef\xbb\xbf[Watch]\nInterval=7s\n")
+    assert load(parse_arguments(["--config", str(path)])).interval == 7

@@ -244,7 +244,7 @@ def test_what_is_shown_says_the_same_as_a_file(tmp_path: Path, flags: list[str])
         name = f"etc/{CONF}.d/{setting.key}.conf"
         write(tmp_path, name, f"[{setting.section}]", f"{setting.key}={OTHERS[setting.name][0]}")
     rules = [
-        'process "a # b" or process "#" \\\n  and unit "x\\"',
+        'process "a # b" or process "#" \\\n  and process "x\\"',
         'unit a\\x2db.service or process "\\"',
         "port 80\tor (\\\n# c\n  src port http)",
         "process é",

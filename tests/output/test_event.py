@@ -286,3 +286,18 @@ def test_every_message_has_an_entry_in_the_catalog() -> None:
     lines = (PROJECT / "systemd" / "tcpwatchd.catalog").read_text().splitlines()
     assert len(identifiers) == 30
     assert sorted(line[3:] for line in lines if line.startswith("-- ")) == sorted(identifiers)
+
+
+def test_the_count_by_rule_adds_up() -> None:
+    """Also of more rules than are named."""
+    totals = dict.fromkeys(("reported", "ignored"), 1)
+    ignored = [(f"/{'x' * 4000}/{number}.conf:1", 1000 + number) for number in range(1500)]
+    fields = event.connections_counted(0, ignored, 7, 8, totals, 0).fields
+    by_rule = fields["TCPWATCHD_IGNORED_BY"].split(", ")
+    assert by_rule[0] == f"1000 by {ignored[0][0]}"
+    assert by_rule[-1].endswith(" by 500 more rules")
+    whole = sum(number for _, number in ignored)
+    assert sum(int(text.split()[0]) for text in by_rule) == whole
+    assert f": {whole} ignored (1000 by ...x" in fields["MESSAGE"]
+    assert fields["MESSAGE"].endswith("more rules), 7 folded, 8 folded as they closed")
+    assert len(fields["MESSAGE"]) < 500

@@ -13,7 +13,13 @@ import pytest
 
 from tcpwatchd.connection import Connection, Endpoint, TcpState
 from tcpwatchd.output import sinks
-from tcpwatchd.output.event import Event, connection_opened, poll_failed
+from tcpwatchd.output.event import (
+    Event,
+    connection_opened,
+    connections_counted,
+    connections_opened,
+    poll_failed,
+)
 from tcpwatchd.output.sinks import JsonSink, Sink, TextSink, find_sender
 
 if TYPE_CHECKING:
@@ -76,6 +82,25 @@ def test_json_is_an_object_a_line_of_every_kind(capfd: pytest.CaptureFixture[str
     out, err = written(JsonSink, [OPENED, failure], capfd)
     assert [json.loads(line) for line in out.splitlines()] == [OPENED.fields, failure.fields]
     assert err == ""
+
+
+def test_a_line_of_json_is_what_a_pipe_takes_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """However many rules there are, and wherever they stand; the sum is in the message."""
+    names = "reported", "ignored", *(f"total_{number}" for number in range(20))
+    ignored = [(f"/é{'x' * 200}/{number}.conf:1", 1000 + number) for number in range(900)]
+    counted = connections_counted(0, ignored, 10**9, 10**9, dict.fromkeys(names, 10**12), 0)
+    out, _ = written(JsonSink, [counted], capfd)
+    assert len(out) <= sinks.LONGEST_LINE
+    fields = json.loads(out)
+    assert fields["TCPWATCHD_IGNORED_BY"].startswith(f"1000 by {ignored[0][0]}, 1001 by ")
+    assert fields["TCPWATCHD_IGNORED_BY"].endswith(".conf:1, ...")
+    assert {**fields, "TCPWATCHD_IGNORED_BY": ""} == {**counted.fields, "TCPWATCHD_IGNORED_BY": ""}
+
+
+def test_what_was_open_before_is_said_to_be_open_also_of_many(capfd: pytest.CaptureFixture[str]) -> None:
+    found = Connection(END, END, "internal", TcpState.ESTABLISHED, "startup", 0)
+    out, _ = written(TextSink, [connections_opened(found, 5, 0, 0)], capfd)
+    assert out.endswith(": 5 open connections: 192.0.2.56 -> 192.0.2.56:5973\n")
 
 
 @pytest.fixture

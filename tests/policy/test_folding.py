@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,12 @@ from hypothesis import strategies as st
 from tcpwatchd.connection import NOBODY, Closed, Connection, Endpoint, Folded, Owner, TcpState
 from tcpwatchd.policy import folding as module
 from tcpwatchd.policy.folding import Folding, Limit
+from tcpwatchd.policy.policy import PolicyKnown
+from tcpwatchd.state.baseline import format_baseline, parse_baseline
+from tests.kept import make_baseline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SERVER = Endpoint(b"\x0a\0\0\5\0\x50")
 
@@ -29,17 +36,17 @@ def test_without_a_limit_nothing_is_folded() -> None:
     items = [come(1), come(2, port=5001)]
     folding = Folding()
     assert folding.follow(items) == items
-    assert (folding.settle(9, everything=True), folding.settle_at, folding.count_held()) == ([], None, 0)
+    assert (folding.settle(9, everything=True), folding.count_held()) == ([], 0)
 
 
 def test_after_so_many_the_rest_is_one_entry() -> None:
     folding = Folding(Limit(2, 100))
     items = [come(time, port=5000 + time) for time in (10, 20, 30, 40, 90)]
     assert folding.follow(items) == items[:2]
-    assert (folding.settle_at, folding.count_held()) == (110, 3)
+    assert folding.count_held() == 3
     assert folding.settle(109) == []
     assert folding.settle(110) == [Folded(items[2], 3, 90)]
-    assert (folding.settle_at, folding.count_held()) == (None, 0)
+    assert folding.count_held() == 0
 
 
 def test_the_next_of_a_kind_ends_a_time_that_is_over() -> None:
@@ -175,3 +182,36 @@ def test_all_add_up_and_no_more_than_the_limit_is_written_one_by_one(
         counted[first.source.address] += number
     assert counted == told
     assert folding.known == []
+
+
+def test_a_full_folding_does_not_look_at_all_groups_each_time() -> None:
+    """Whoever has many addresses must not make each connection dear."""
+    folding, looked = Folding(Limit(1, 10**12)), 0
+
+    class Counting(dict):  # type: ignore[type-arg]
+        def items(self) -> Iterator[Any]:  # type: ignore[override]
+            nonlocal looked
+            for item in super().items():
+                looked += 1
+                yield item
+
+    folding._groups = Counting()
+    many = [make_from(number)._replace(time=number) for number in range(module.MOST_GROUPS + 1000)]
+    assert folding.follow(many) == many
+    assert looked <= 2 * 1000
+
+
+def test_groups_are_the_same_after_they_were_kept_as_text() -> None:
+    """With owners of every kind: what comes next is of the group that it was of."""
+    owners = NOBODY, Owner(), Owner(user=0), Owner(unit="a.service", process=5), Owner(thread=7, name="x")
+    for by_owner in (True, False):
+        for owner in owners:
+            folding, other = (Folding(Limit(1, 100), by_owner) for _ in range(2))
+            items = [come(time, owner=owner)._replace(listener=owner) for time in range(4)]
+            folding.follow(items[:3])
+            policy = PolicyKnown((), folding.limit, folding.known, 0, [], [0, 0])
+            kept = parse_baseline(format_baseline(make_baseline()._replace(policy=policy))).policy
+            assert kept
+            other.restore(kept.groups)
+            assert list(other._groups) == list(folding._groups)
+            assert folding.follow(items[3:]) == other.follow(items[3:]) == []

@@ -53,8 +53,8 @@ def test_the_tally_tells_of_each_rule_since_the_last() -> None:
     policy.fold([come(time, 5) for time in range(4)])
     policy.fold([come(time, 6) for time in range(2)])
     assert len(policy.settle(500)) == 2
-    assert policy.take_tally(90) == Tally(40, [(RULES[0], 2), (RULES[2], 1)], 3)
-    assert policy.take_tally(95) == Tally(90, [], 0)
+    assert policy.take_tally(90) == Tally(40, [(RULES[0], 2), (RULES[2], 1)], 3, 0)
+    assert policy.take_tally(95) == Tally(90, [], 0, 0)
     assert (policy.since, policy.ignored) == (95, 3)
     assert policy.take_tally(96).is_empty
 
@@ -66,7 +66,7 @@ def test_another_process_goes_on_with_all_of_it() -> None:
     other.restore(policy.known)
     assert other.known == policy.known
     assert other.settle(200) == [Folded(come(1, 5), 2, 2)]
-    assert other.take_tally(50) == Tally(40, [(RULES[0], 1)], 2)
+    assert other.take_tally(50) == Tally(40, [(RULES[0], 1)], 2, 0)
     assert other.is_of(RULES, Limit(1, 100))
 
 

@@ -212,7 +212,7 @@ def test_what_is_remembered_changes_nothing(lines: list[str], came: list[Any], f
         (["Ignore=not ingress"], False),
         (["Ignore=src port 40000"], True),
         (["Ignore=user root"], True),
-        (["Ignore=user root", "Ignore=ip"], False),
+        (["Ignore=user root", "Ignore=ip"], True),
         (["Notice=user root", "Ignore=ip"], True),
         (["Report=port 80", "Ignore=ip"], True),
         (["Report=port 22", "Ignore=ip"], True),

@@ -88,3 +88,14 @@ def test_what_has_a_right_checksum_and_makes_no_sense_is_refused(
     body = b"\n".join([json.dumps(fields).encode(), *rows])
     with pytest.raises(BaselineError, match="makes no sense"):
         parse_baseline(b"%b%08x\n%b" % (header[: len(MAGIC)], crc32(body), body))
+
+
+def test_what_a_policy_cannot_be_is_told() -> None:
+    text = format_baseline(make_full())
+    named = b'["web", 80]'
+    for good, bad in ((named, b'["web", "x"]'), (named, b'["web", 70000]'), (b"or port web", b"or prot web")):
+        body = text.partition(b"\n")[2]
+        changed = body.replace(good, bad)
+        assert changed != body
+        with pytest.raises(BaselineError):
+            parse_baseline(MAGIC + b"%08x\n" % crc32(changed) + changed)

@@ -148,7 +148,7 @@ def test_what_only_a_restart_changes_is_said(service: Container) -> None:
     write_settings(service, "more", "[Watch]\nInterval=700ms\nReport=both\n[Trace]\nTraceBuffer=1M\n")
     assert reload(service)
     told = entries(service, event.RELOADED)[-1]
-    assert told["MESSAGE"].endswith("; only a restart changes Report=, TraceBuffer=")
+    assert told["MESSAGE"].endswith("; only a restart changes [Watch] Report=, [Trace] TraceBuffer=")
     assert told["PRIORITY"] == "5"
     wait_until(lambda: "every 0.7 s" in service.show("tcpwatchd", "StatusText"), 10, "the new interval")
     write_settings(service, "more", "")

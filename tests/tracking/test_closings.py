@@ -13,6 +13,7 @@ from tcpwatchd.connection import (
     End,
     Endpoint,
     Gone,
+    Ignored,
     Loss,
     Owner,
     Socket,
@@ -231,3 +232,15 @@ def test_what_is_shared_goes_with_the_last_that_has_it() -> None:
     shared.release(first)
     assert shared.take("c") == first
     assert shared.items == {first: "c", other: "b"}
+
+
+@pytest.mark.parametrize(("network", "ends"), [(OWN, True), (OTHER, False), (0, True)])
+def test_what_is_ignored_has_the_place_of_another_in_its_own_network(network: int, ends: bool) -> None:
+    """Though nobody looked for its owner. It is not followed itself."""
+    socket = Socket(0, 0, network)
+    ignored = Ignored(OPENED._replace(time=300, source_socket=9, opener=socket))
+    closings = make("closed", OPENED, Loss(200))
+    assert len(closings.follow([ignored], nowhere)) == ends
+    assert len(closings) == 1 - ends
+    elsewhere = OPENED._replace(owner=Owner(network=OTHER))
+    assert len(make("closed", elsewhere, Loss(200)).follow([ignored], nowhere)) == (network == OTHER)
