@@ -190,6 +190,23 @@ def test_without_the_trace_what_was_missed_is_counted(
     assert totals["TCPWATCHD_REPORTED_POLL"] == str(len(found))
 
 
+def test_reported_ignored_folded_and_missed_are_what_the_kernel_opened(
+    hosts: tuple[Namespace, Namespace], output: IO[bytes], tmp_path: Path
+) -> None:
+    """As its counters have it, in the entry at the stop."""
+    config = tmp_path / "x.conf"
+    config.write_text("[Rules]\nIgnore=ip6\nFold=2/1h\n")
+    daemon = start(hosts[0], output, "--trace", "no", "--config", str(config))
+    truth = list(open_mixed(hosts, 300, 8))[1]
+    time.sleep(2.5)
+    daemon.end(signal.SIGTERM)
+    names = "REPORTED", "IGNORED", "FOLDED", "MISSED_INBOUND"
+    counts = {name: int(read(output)[-1][f"TCPWATCHD_{name}"]) for name in names}
+    assert all(counts.values()), counts
+    assert sum(counts.values()) == sum(truth.values()), counts
+    assert read(output)[-1]["TCPWATCHD_OPENED_INBOUND"] == str(sum(truth.values()))
+
+
 def test_churn(output: IO[bytes]) -> None:
     """All are reported, or what was lost is counted: connections cannot vanish unaccounted."""
     with Namespace() as host:
