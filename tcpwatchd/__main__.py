@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tcpwatchd.clock import now
-from tcpwatchd.config.files import ConfigError, find_hidden, list_files
+from tcpwatchd.config.files import MOST_FAULTS, ConfigError, find_hidden, list_files
 from tcpwatchd.config.flags import format_settings, load, parse_arguments
 from tcpwatchd.config.settings import SETTINGS
 from tcpwatchd.failure import Failure, UsageError, describe
@@ -91,7 +91,9 @@ def check_configuration(flags: Settings) -> int:
         faults = error.faults
     if faults:
         with contextlib.suppress(OSError):  # nobody reads it
-            print(*(f"tcpwatchd: {fault}" for fault in faults), sep="\n", file=sys.stderr, flush=True)
+            told = [str(fault) for fault in faults[:MOST_FAULTS]]
+            told += ["there are more"] * (len(faults) > MOST_FAULTS)
+            print(*(f"tcpwatchd: {line}" for line in told), sep="\n", file=sys.stderr, flush=True)
         return 2
     os.write(STDOUT, b"OK\n")
     return 0
