@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -303,6 +305,12 @@ class Far(Remote):
             os.write(self._tun, make_packet(to_port, port, own, until + 1, FIN | ACK))
 
 
+def await_sent(client: socket.socket) -> None:
+    """All that was given to the kernel is acknowledged (tcp(7): SIOCOUTQ); a slow machine takes a while."""
+    while int.from_bytes(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
+        time.sleep(0.001)
+
+
 def run_egress(far: Far, to_port: int, way: str, amounts: Amounts, pause: float) -> dict[str, Any]:
     client = socket.socket()
     before = boot()
@@ -322,6 +330,7 @@ def run_egress(far: Far, to_port: int, way: str, amounts: Amounts, pause: float)
         while left > 0:
             left -= len(client.recv(left))
         time.sleep(pause)
+        await_sent(client)
         closing = boot()
         if way == "unread":
             ways, amounts = ("reset", "source"), Amounts(amounts.up, amounts.down - SEGMENT // 2)
