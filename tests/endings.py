@@ -441,15 +441,27 @@ def compare(truths: list[dict[str, Any]], events: list[dict[str, Any]], counted:
             event.get(f"{end}_{part}") for end in ("SOURCE", "DESTINATION") for part in ("IP", "PORT")
         )
         told.setdefault(ends, {}).setdefault(event.get("EVENT_ACTION", ""), []).append(event)
+    same: dict[Any, list[dict[str, Any]]] = {}
+    for truth in sorted(truths, key=lambda one: one["times"]):
+        ends = tuple(str(part) for end in ("source", "destination") for part in truth[end])
+        same.setdefault(ends, []).append(truth)
     faults = []
-    for truth in truths:
-        found = told.get(tuple(str(part) for end in ("source", "destination") for part in truth[end]), {})
-        opened, closed = found.get("connection-opened", []), found.get("connection-closed", [])
-        said = [f"opened {len(opened)}, closed {len(closed)}"] if [len(opened), len(closed)] != [1, 1] else []
-        if not said:
-            said = list_faults(truth, opened[0], closed[0], counted)
-        faults += [f"{fault}: {truth} {closed}" for fault in said]
+    for ends, ours in same.items():
+        # After a reset the kernel may give a port again at once.
+        found = told.get(ends, {})
+        opened, closed = (
+            sorted(found.get(f"connection-{kind}", []), key=by_start) for kind in ("opened", "closed")
+        )
+        if not len(opened) == len(closed) == len(ours):
+            faults += [f"opened {len(opened)}, closed {len(closed)}: {ours} {closed}"]
+            continue
+        for truth, first, last in zip(ours, opened, closed):
+            faults += [f"{fault}: {truth} {last}" for fault in list_faults(truth, first, last, counted)]
     return faults
+
+
+def by_start(event: dict[str, Any]) -> str:
+    return str(event["EVENT_START"])
 
 
 def parse(text: str) -> int:

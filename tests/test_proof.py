@@ -197,7 +197,7 @@ def test_reported_ignored_folded_and_missed_are_what_the_kernel_opened(
     config = tmp_path / "x.conf"
     config.write_text("[Rules]\nIgnore=ip6\nFold=2/1h\n")
     daemon = start(hosts[0], output, "--trace", "no", "--config", str(config))
-    truth = list(open_mixed(hosts, 300, 8))[1]
+    truth = list(open_mixed(hosts, 200, 4))[1]
     time.sleep(2.5)
     daemon.end(signal.SIGTERM)
     names = "REPORTED", "IGNORED", "FOLDED", "MISSED_INBOUND"

@@ -15,7 +15,8 @@ PROJECT = Path(__file__).parents[1]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-pythons"
 MINORS = range(9, 14)
 TESTS = (
-    "test_clock.py", "config", "policy", "test_connection.py", "test_costs.py", "test_law.py",
+    "test_clock.py", "test_connection.py", "test_costs.py", "test_law.py",
+    "config/test_values.py", "config/test_flags.py", "policy",
     "kernel/test_counters.py", "kernel/test_pages.py",
     "kernel/test_tables.py", "tracking", "output", "state", "service",
 )  # fmt: skip
