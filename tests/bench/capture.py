@@ -20,8 +20,9 @@ from tests.bench.service import Service
 from tests.holder import Traffic
 from tests.namespace import run, wait_until
 from tests.system.container import PROJECT
-from tests.system.service import count_reported, entries
+from tests.system.service import count_reported, entries, write_settings
 
+UNITS = "tcpwatchd", "systemd-journald"
 RATES = (100, 1_000, 10_000)
 SECONDS, PAIRS = 10, 3
 MOST_EACH = 5_000
@@ -50,7 +51,7 @@ def measure_service(service: Service, rate: int) -> dict[str, float]:
     service.run("systemctl", "start", "tcpwatchd")
     service.run("journalctl", "--rotate")
     reported, lost = count_reported(service), count_lost(service)
-    before = [service.read_cpu(unit) for unit in ("tcpwatchd", "systemd-journald")]
+    before = [service.read_cpu(unit) for unit in UNITS]
     made = churn(service, rate)
 
     def told() -> bool:
@@ -58,10 +59,41 @@ def measure_service(service: Service, rate: int) -> dict[str, float]:
 
     wait_until(told, 20, "all reported, or what was lost")
     service.run("journalctl", "--sync")
-    after = [service.read_cpu(unit) for unit in ("tcpwatchd", "systemd-journald")]
+    after = [service.read_cpu(unit) for unit in UNITS]
     ours, journald = ((now - then) / made * 1e6 for now, then in zip(after, before))
     service.run("systemctl", "stop", "tcpwatchd")
     return {"tcpwatchd": ours, "journald": journald, "lost": count_lost(service) - lost}
+
+
+def measure_settings(service: Service, rate: int, settings: str) -> tuple[float, float, float, float]:
+    """With this drop-in: seconds of processor time of the daemon and of journald, and bytes of journal, all a
+    connection; and records lost.
+    """
+    write_settings(service, "measured", settings)
+    service.run("systemctl", "start", "tcpwatchd")
+    service.run("journalctl", "--rotate")
+    size, lost = measure_journal(service), count_lost(service)
+    before = [service.read_cpu(unit) for unit in UNITS]
+    made = churn(service, rate)
+    settle(service)
+    after = [service.read_cpu(unit) for unit in UNITS]
+    service.run("systemctl", "stop", "tcpwatchd")
+    service.run("journalctl", "--rotate")
+    ours, journald = ((now - then) / made for now, then in zip(after, before))
+    return ours, journald, (measure_journal(service) - size) / made, count_lost(service) - lost
+
+
+def settle(service: Service) -> None:
+    """Until the service has nothing more to do."""
+    before = -1.0
+    while (now := service.read_cpu("tcpwatchd")) > before:
+        before = now
+        time.sleep(1)
+    service.run("journalctl", "--sync")
+
+
+def measure_journal(service: Service) -> int:
+    return sum(file.stat().st_size for file in (service.root / "var/log/journal").rglob("*.journal"))
 
 
 def count_lost(service: Service) -> int:

@@ -62,48 +62,21 @@ def measure_beside(command: list[str]) -> tuple[float, float]:
 
 def measure_reports() -> None:
     """On this machine, in a container with a journal."""
-    from tests.bench.capture import churn, count_lost
+    from tests.bench.capture import measure_settings
     from tests.bench.service import Service
 
     print(f"\nThe service at {RATE:,} connections a second, by what it reports; `opened` = 1.")
     print_head("--report", "tcpwatchd", "journald", "bytes a connection", "records lost")
     with Service(traced=True) as service:
         turns: dict[str, list[tuple[float, ...]]] = {report: [] for report in REPORTS}
-        lost = dict.fromkeys(REPORTS, 0)
         for _ in range(PAIRS):
             for report in REPORTS:
-                drop_in = service.root / "etc/tcpwatchd/tcpwatchd.conf.d/report.conf"
-                drop_in.parent.mkdir(parents=True, exist_ok=True)
-                drop_in.write_text(f"[Watch]\nReport={report}\n")
-                service.run("systemctl", "start", "tcpwatchd")
-                service.run("journalctl", "--rotate")
-                size, gone = measure_journal(service), count_lost(service)
-                before = [service.read_cpu(unit) for unit in ("tcpwatchd", "systemd-journald")]
-                made = churn(service, RATE)
-                settle(service)
-                after = [service.read_cpu(unit) for unit in ("tcpwatchd", "systemd-journald")]
-                service.run("systemctl", "stop", "tcpwatchd")
-                service.run("journalctl", "--rotate")
-                used = [(now - then) / made for now, then in zip(after, before)]
-                turns[report].append((*used, (measure_journal(service) - size) / made))
-                lost[report] += count_lost(service) - gone
+                turns[report].append(measure_settings(service, RATE, f"[Watch]\nReport={report}\n"))
         for report in REPORTS:
             pairs = list(zip(turns[report], turns["opened"]))
             shares = [summarize(turn[i] / opened[i] for turn, opened in pairs) for i in (0, 1)]
-            print_row(report, *shares, summarize((turn[2] for turn, _ in pairs), 0), lost[report])
-
-
-def settle(service: Any) -> None:
-    """Until the service has nothing more to do."""
-    before = -1.0
-    while (now := service.read_cpu("tcpwatchd")) > before:
-        before = now
-        time.sleep(1)
-    service.run("journalctl", "--sync")
-
-
-def measure_journal(service: Any) -> int:
-    return sum(file.stat().st_size for file in (service.root / "var/log/journal").rglob("*.journal"))
+            lost = sum(turn[3] for turn in turns[report])
+            print_row(report, *shares, summarize((turn[2] for turn, _ in pairs), 0), f"{lost:.0f}")
 
 
 def main() -> None:

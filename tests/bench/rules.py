@@ -5,8 +5,7 @@ The rules of the first rows match nothing, so each is asked.
 
 from __future__ import annotations
 
-from tests.bench.capture import churn, count_lost
-from tests.bench.closings import measure_journal, settle
+from tests.bench.capture import measure_settings
 from tests.bench.figures import print_head, print_row, summarize
 from tests.bench.service import Service
 
@@ -22,24 +21,6 @@ CONFIGURATIONS = {
 }
 
 
-def measure(service: Service, rules: str) -> tuple[float, float, float, float]:
-    """Processor time of the daemon and of journald a connection, bytes of journal, and records lost."""
-    drop_in = service.root / "etc/tcpwatchd/tcpwatchd.conf.d/rules.conf"
-    drop_in.parent.mkdir(parents=True, exist_ok=True)
-    drop_in.write_text(f"[Rules]\n{rules}")
-    service.run("systemctl", "start", "tcpwatchd")
-    service.run("journalctl", "--rotate")
-    size, lost = measure_journal(service), count_lost(service)
-    before = [service.read_cpu(unit) for unit in ("tcpwatchd", "systemd-journald")]
-    made = churn(service, RATE)
-    settle(service)
-    after = [service.read_cpu(unit) for unit in ("tcpwatchd", "systemd-journald")]
-    service.run("systemctl", "stop", "tcpwatchd")
-    service.run("journalctl", "--rotate")
-    ours, journald = ((now - then) / made for now, then in zip(after, before))
-    return ours, journald, (measure_journal(service) - size) / made, count_lost(service) - lost
-
-
 def main() -> None:
     print(f"\nThe service at {RATE:,} connections a second, by its rules; without rules = 1.")
     print_head("configuration", "tcpwatchd", "journald", "both", "bytes a connection", "records lost")
@@ -47,7 +28,7 @@ def main() -> None:
     with Service(traced=True) as service:
         for _ in range(PAIRS):
             for name, rules in CONFIGURATIONS.items():
-                turns[name].append(measure(service, rules))
+                turns[name].append(measure_settings(service, RATE, f"[Rules]\n{rules}"))
     for name, found in turns.items():
         pairs = list(zip(found, turns[NONE]))
         shares = [summarize(turn[i] / bare[i] for turn, bare in pairs) for i in (0, 1)]
