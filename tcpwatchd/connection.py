@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Callable, Literal, NamedTuple, Optional
 
 Direction = Literal["ingress", "egress", "internal"]
 Detection = Literal["trace", "poll", "startup"]
@@ -13,6 +13,8 @@ ClosedBy = Literal["fin", "reset", "timeout"]
 Report = Literal["opened", "closed", "both"]
 Priority = Literal["4", "5", "6"]
 """Of an entry, as in syslog(3): warning, notice, info."""
+PLAIN: Priority = "6"
+"""That of most."""
 
 
 make = tuple.__new__
@@ -189,6 +191,10 @@ class Socket(NamedTuple):
     """The inode of its network namespace; 0 of a row, which is of the one that is polled."""
 
 
+MayReport = Callable[[bytes, Endpoint, Optional[Socket]], bool]
+"""Whether what is opened now can be reported: its address, packed, where it goes, and its socket."""
+
+
 class Caller(NamedTuple):
     """The thread that asked for a connection, or to listen, and when: nanoseconds of CLOCK_BOOTTIME."""
 
@@ -302,7 +308,7 @@ class Connection(NamedTuple):
     """When it opened, or when the poll saw it: nanoseconds of CLOCK_BOOTTIME."""
     guessed: bool = False
     """Whether nothing shows which end opened it: source and destination may be the other way round."""
-    priority: Priority = "6"
+    priority: Priority = PLAIN
     opener: Socket | None = None
     acceptor: Socket | None = None
     caller: Caller | None = None

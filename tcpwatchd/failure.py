@@ -7,12 +7,12 @@ class Failure(Exception):  # noqa: N818, it says what happened to the user, not 
     """What a stage raises on purpose: its text says what went wrong."""
 
 
-PACKAGES = {"systemd": ("python3-systemd", "systemd-python"), "sdnotify": ("python3-sdnotify", "sdnotify")}
-"""What brings a module: the package of Debian and Fedora, and that of PyPI."""
-
-
 class UsageError(Failure):
     """What was asked for makes no sense, or cannot be had here; the text names the flag or the setting."""
+
+
+PACKAGES = {"systemd": ("python3-systemd", "systemd-python"), "sdnotify": ("python3-sdnotify", "sdnotify")}
+"""What brings a module: the package of Debian and Fedora, and that of PyPI."""
 
 
 def describe(error: Exception) -> str:

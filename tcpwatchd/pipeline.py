@@ -161,18 +161,23 @@ class Pipeline:
 
     def _settle(self, everything: bool = False) -> bool:
         """Whether there was anything."""
-        moment, tally = boot_ns(), None
+        moment = boot_ns()
         entries = self._policy.settle(moment, everything)
         self.outbox.add(entries)
-        if everything or moment - self._policy.since >= TALLY_EVERY:
-            tally = self._policy.take_tally(moment)
-            if not tally.is_empty:
-                ignored = [(f"{rule.path}:{rule.line}", number) for rule, number in tally.ignored]
-                since = now() - (moment - tally.since) // MICROSECOND
-                folded = tally.folded, tally.folded_closed
-                self.report(event.connections_counted(since, ignored, *folded, self.totals, now()))
-        self._recovery.changed |= bool(entries or tally)
-        return bool(entries or tally)
+        told = (everything or moment - self._policy.since >= TALLY_EVERY) and self._tell_tally(moment)
+        self._recovery.changed |= bool(entries) or told
+        return bool(entries) or told
+
+    def _tell_tally(self, moment: int) -> bool:
+        """Whether there is anything to tell; `moment` is now, nanoseconds of CLOCK_BOOTTIME."""
+        tally = self._policy.take_tally(moment)
+        if tally.is_empty:
+            return False
+        ignored = [(f"{rule.path}:{rule.line}", number) for rule, number in tally.ignored]
+        since = now() - (moment - tally.since) // MICROSECOND
+        folded = tally.folded, tally.folded_closed
+        self.report(event.connections_counted(since, ignored, *folded, self.totals, now()))
+        return True
 
     def drain(self) -> None:
         """Take out what the trace has, log it, and follow it.
@@ -333,7 +338,11 @@ class Pipeline:
     def keep(self) -> int:
         """Keep what waits for the next process; how many connections could not be kept."""
         self._recovery.changed = True
-        return 0 if self._recovery.save() else self.totals["unwritten"]
+        return 0 if self._recovery.save() else self._count_unwritten()
+
+    def _count_unwritten(self) -> int:
+        """Connections that were found and are not written yet."""
+        return self.outbox.count_waiting() + self._policy.count_held()
 
     def _send_all(self, until: float) -> None:
         """A sink that is stuck is left alone for a moment: asking it at once again would spin."""
@@ -390,7 +399,7 @@ class Pipeline:
             "folded": self.outbox.written_folded,
             "folded_startup": self.outbox.written_folded_startup,
             "folded_closed": self.outbox.written_folded_closed,
-            "unwritten": self.outbox.count_waiting() + self._policy.count_held(),
+            "unwritten": self._count_unwritten(),
             "not_followed": self._closings.not_followed,
             **by_source,
             **self._totals,

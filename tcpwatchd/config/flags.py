@@ -88,10 +88,7 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     settings = make_parser().parse_args(arguments, namespace=Settings())
     flags = [(setting, vars(settings).pop(setting.name)) for setting in SETTINGS]
     settings.given = {
-        setting.name: Given(value, text, f"{setting.flag}")
-        for setting, given in flags
-        if given is not None
-        for value, text in [given]
+        setting.name: Given(given[0], given[1], setting.flag) for setting, given in flags if given is not None
     }
     if "" in (settings.config, settings.check_config):
         raise UsageError("--config, --check-config: expected the name of a file, found ''")
@@ -186,14 +183,8 @@ def load(settings: Settings, root: str = "/") -> Settings:
     if faults:
         raise ConfigError(faults)
     given |= settings.given
-    values = {
-        setting.name: given[setting.name].value
-        if setting.name in given
-        else None
-        if setting.default is None
-        else setting.parse(setting.default)
-        for setting in SETTINGS
-    }
+    defaults = {setting.name: setting.default and setting.parse(setting.default) for setting in SETTINGS}
+    values = {**defaults, **{name: one.value for name, one in given.items()}}
     return Settings(**{**vars(settings), **values, "rules": rules, "given": given})
 
 

@@ -271,7 +271,7 @@ def list_totals(totals: Mapping[str, int]) -> dict[str, str]:
 
 def connections_counted(
     since: int,
-    ignored: Iterable[tuple[str, int]],
+    ignored: list[tuple[str, int]],
     folded: int,
     folded_closed: int,
     totals: Mapping[str, int],
@@ -281,14 +281,15 @@ def connections_counted(
 
     The totals are as at the stop: with what was missed, they add up to what was opened.
     """
-    ignored = list(ignored)
-    parts = [f"{folded} folded"] * (folded > 0) + [f"{folded_closed} folded as they closed"] * (
-        folded_closed > 0
-    )
+    parts = []
     if ignored:
         number = sum(number for _, number in ignored)
         shown = [(shorten(place), times) for place, times in ignored]
-        parts.insert(0, f"{number} ignored ({list_by_rule(shown, MOST_SHOWN)})")
+        parts.append(f"{number} ignored ({list_by_rule(shown, MOST_SHOWN)})")
+    if folded:
+        parts.append(f"{folded} folded")
+    if folded_closed:
+        parts.append(f"{folded_closed} folded as they closed")
     message = f"Not written one by one since {format_utc(since)}: {', '.join(parts)}"
     fields = {"EVENT_START": format_utc(since), "EVENT_END": format_utc(now)}
     fields["TCPWATCHD_IGNORED_BY"] = list_by_rule(ignored, MOST_COUNTED)

@@ -6,7 +6,7 @@ where it must have been so at the time of the record.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import NOBODY, Owner, OwnersKnown, TcpState
 from tcpwatchd.owners.groups import Groups
@@ -17,13 +17,10 @@ from tcpwatchd.owners.units import NOWHERE, find_place
 from tcpwatchd.owners.users import Users
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
-    from tcpwatchd.connection import Caller, Connection, ControlGroup, Endpoint, Socket, Transition
+    from tcpwatchd.connection import Caller, Connection, ControlGroup, Endpoint, MayReport, Socket, Transition
     from tcpwatchd.owners.processes import Process
-
-    MayReport = Callable[[bytes, Endpoint, Optional[Socket]], bool]
-    """Whether what is opened now can be reported: its address, packed, where it goes, and its socket."""
 
 SYN_SENT, LISTEN = TcpState.SYN_SENT, TcpState.LISTEN
 SOON = 10_000_000

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.connection import Closed, Folded, Ignored, make
 from tcpwatchd.policy.folding import Folding
 from tcpwatchd.policy.rules import PRIORITIES, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from tcpwatchd.connection import Connection, Endpoint, Socket
+    from tcpwatchd.connection import Connection, MayReport
     from tcpwatchd.policy.folding import GroupKnown, Limit
     from tcpwatchd.policy.rules import Name, Rule
-
-    MayReport = Callable[[bytes, Endpoint, Optional[Socket]], bool]
 
 
 class Tally(NamedTuple):

@@ -14,6 +14,7 @@ from tcpwatchd.connection import (
     IPV4_LENGTH,
     IPV6_LENGTH,
     NOBODY,
+    PLAIN,
     Caller,
     Closed,
     Closing,
@@ -40,8 +41,6 @@ from tcpwatchd.tracking.closings import check as check_open
 
 MAGIC = b"tcpwatchd-baseline 1 "
 ENDPOINT_LENGTHS = IPV4_LENGTH, IPV6_LENGTH
-PLAIN = "6"
-"""The priority of most."""
 OWNER_NUMBERS = {"user", "process", "thread", "network"}
 
 

@@ -14,6 +14,7 @@ from tcpwatchd.connection import (
     CONNECTED,
     NOBODY,
     NOTHING_KNOWN,
+    PLAIN,
     Caller,
     Connection,
     End,
@@ -236,7 +237,7 @@ class Tracker:
         opener, acceptor = (socket, None) if opened else (None, socket)
         if local == remote:
             acceptor = socket
-        fields = source, destination, direction, state, "trace", when, False, "6", opener, acceptor, caller
+        fields = source, destination, direction, state, "trace", when, False, PLAIN, opener, acceptor, caller
         # One that stays here has a second owner, if records tell of owners.
         held = (opened or ended_early) and local != remote and (not internal or socket is not None)
         sockets = (skaddr, 0) if opened else (0, skaddr)
