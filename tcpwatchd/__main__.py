@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.clock import now
 from tcpwatchd.config.files import MOST_FAULTS, ConfigError, find_hidden, list_files
@@ -17,12 +17,23 @@ from tcpwatchd.failure import Failure, UsageError, describe
 from tcpwatchd.kernel.instance import (
     BUFFER_KB,
     PAGE_KB,
+    RESETS,
     TOTAL_KB,
     TraceError,
+    find_event,
     open_to_all,
     read_buffer_size,
 )
-from tcpwatchd.kernel.setup import OWN_INSTANCE, find_fault, remove, remove_stale, set_up
+from tcpwatchd.kernel.resets import Resets
+from tcpwatchd.kernel.setup import (
+    OWN_INSTANCE,
+    find_fault,
+    remove,
+    remove_resets,
+    remove_stale,
+    set_up,
+    set_up_resets,
+)
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output.event import ERROR, NOTICE, WARNING, closings_untold, count, watch_failed
 from tcpwatchd.output.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
@@ -43,6 +54,8 @@ if TYPE_CHECKING:
 SERVICE_INSTANCE = "tcpwatchd"
 SERVICE_TRACE = "/run/tcpwatchd-trace"
 """Where the service's unit binds its instance."""
+SERVICE_RESETS = "/run/tcpwatchd-resets"
+"""Likewise, the one for resets."""
 NOT_SET_UP = (
     'tcpwatchd-trace.service has not set the trace up; "systemctl status tcpwatchd-trace" says why, '
     'and "systemctl restart tcpwatchd" tries again'
@@ -106,7 +119,8 @@ def set_up_for_service(settings: Settings) -> None:
     remove_stale()
     fault = find_fault(name)
     path, made, no_owners = set_up(name, buffer_kb, settings.report != "opened")
-    open_to_all(path)
+    open_to_all(path, find_event(path))
+    set_up_resets_for_service(settings, name)
     if fault:
         print_error(f"{fault}: set up anew, connections before now may be missing", WARNING)
     if no_owners and made:
@@ -119,6 +133,17 @@ def set_up_for_service(settings: Settings) -> None:
         print_error(f"TraceBuffer={buffer_kb}K: all CPUs share {TOTAL_KB} KiB, {used} a CPU", WARNING)
 
 
+def set_up_resets_for_service(settings: Settings, name: str) -> None:
+    """Without them there is no fault: port scans are seen by open ports only."""
+    try:
+        if settings.scan_enabled:
+            open_to_all(set_up_resets(name), RESETS)
+        else:
+            remove_resets(name)
+    except (TraceError, OSError) as error:
+        print_error(f"port scans are seen by open ports only: {describe(error)}", NOTICE)
+
+
 def run(
     flags: Settings, settings: Settings, sink: Sink, signals: Signals, stack: contextlib.ExitStack
 ) -> bool:
@@ -128,14 +153,7 @@ def run(
         settings.trace, settings.report = "no", "opened"
     notifier = open_notifier(os.environ)
     store = Store(None if settings.once else find_runtime_directory(os.environ))
-    trace, no_trace_reason = None, None
-    if settings.trace != "no":
-        try:
-            trace = open_trace(settings, notifier.supervised, stack)
-        except TraceError as error:
-            if settings.trace == "require":
-                raise UsageError(f"{settings.cite('trace')}: {error}") from error
-            no_trace_reason = str(error)
+    trace, resets, no_trace, no_resets = open_sources(settings, notifier.supervised, stack)
     processes = Processes(settings.command_lines)
     pipeline = Pipeline(
         sink,
@@ -145,25 +163,54 @@ def run(
         settings.message_owner,
         notifier.feed_watchdog,
         report=settings.report if not trace or trace.tells_closing else "opened",
-        rules=settings.rules,
-        limit=settings.fold,
+        selection=settings.selection,
+        resets=resets,
     )
     if trace and trace.tells_closing != (settings.report != "opened"):
         pipeline.report(closings_untold(trace.tells_closing, now()))
 
     def reload() -> Reloaded:
         new = load(flags)
-        pipeline.switch(new.rules, new.fold)
+        pipeline.switch(new.selection)
         pipeline.outbox.message_owner, processes.command_lines = new.message_owner, new.command_lines
         return Reloaded(new.interval, list_changes(settings, new))
 
-    watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, no_trace_reason, reload)
+    reasons = no_trace, no_resets
+    watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, *reasons, reload)
     try:
         watch.run_once() if settings.once else watch.run()
     finally:
         if watch.lost_at_end:
             print_error(f"{count(watch.lost_at_end, 'connection')} found and not written")
     return watch.hung_up
+
+
+class Sources(NamedTuple):
+    """What the kernel tells beside the tables, and why it does not, if it was asked to."""
+
+    trace: Trace | None
+    resets: Resets | None
+    no_trace: str | None
+    no_resets: str | None
+
+
+def open_sources(settings: Settings, supervised: bool, stack: contextlib.ExitStack) -> Sources:
+    """Raises UsageError if there is no trace, and one is required."""
+    if settings.trace == "no":
+        return Sources(None, None, None, None)
+    try:
+        trace = open_trace(settings, supervised, stack)
+    except TraceError as error:
+        if settings.trace == "require":
+            raise UsageError(f"{settings.cite('trace')}: {error}") from error
+        return Sources(None, None, str(error), None)
+    resets, no_resets = None, None
+    if settings.scan_enabled:
+        try:
+            resets = open_resets(trace.path, stack)
+        except TraceError as error:
+            no_resets = str(error)
+    return Sources(trace, resets, None, no_resets)
 
 
 def refuse_for_once(flags: Settings) -> None:
@@ -219,6 +266,23 @@ def open_trace(settings: Settings, supervised: bool, stack: contextlib.ExitStack
         stack.callback(remove_if_free, path)
     stack.callback(trace.close)
     return trace
+
+
+def open_resets(trace_path: str, stack: contextlib.ExitStack) -> Resets:
+    """The service's instance where it is bound, else one beside our own, removed when the stack unwinds.
+
+    Raises TraceError.
+    """
+    if trace_path == SERVICE_TRACE:
+        if not os.path.exists(f"{SERVICE_RESETS}/trace_clock"):
+            raise TraceError('this kernel does not tell, or "systemctl status tcpwatchd-trace" says why')
+        resets = Resets(SERVICE_RESETS)
+    else:
+        path = set_up_resets(os.path.basename(trace_path))
+        stack.callback(remove_if_free, path)
+        resets = Resets(path)
+    stack.callback(resets.close)
+    return resets
 
 
 def raise_file_limit() -> None:

@@ -244,6 +244,13 @@ class Transition(NamedTuple):
     """Likewise, of a connection's socket that enters CLOSE."""
 
 
+class Reset(NamedTuple):
+    """That somebody tried a closed port of this machine: a reset was sent. As in `Transition`."""
+
+    time: int
+    end: End
+
+
 class ControlGroup(NamedTuple):
     """A control group that was made: its number, and its path from the root of the hierarchy."""
 
@@ -351,6 +358,26 @@ class Folded(NamedTuple):
     number: int
     last: int
     """When the last of them opened, or closed: nanoseconds of CLOCK_BOOTTIME."""
+
+
+class PortScan(NamedTuple):
+    """What a source tried of this machine, since it was last told. Times: nanoseconds of CLOCK_BOOTTIME."""
+
+    address: bytes
+    """The source, packed; the last one, if it has several."""
+    network: tuple[bytes, int] | None
+    """What those have in common, and how many bits; None if it has one."""
+    first: int
+    last: int
+    open_ports: list[int]
+    closed_ports: list[int]
+    """In order."""
+    destinations: list[bytes]
+    """Where, packed."""
+    is_least: bool
+    """Whether there may be more of it."""
+    goes_on: bool
+    """Whether it was told before."""
 
 
 class Loss(NamedTuple):

@@ -17,24 +17,27 @@ from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.output import event
 from tcpwatchd.output.outbox import MICROSECOND, RETRY, Outbox
-from tcpwatchd.policy.policy import Policy
+from tcpwatchd.policy.policy import Policy, Selection
+from tcpwatchd.policy.scans import Scans
 from tcpwatchd.state.recovery import Recovery, Stages
 from tcpwatchd.tracking.audit import Audit
 from tcpwatchd.tracking.closings import Closings
 from tcpwatchd.tracking.tracker import FOREVER, Tracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tcpwatchd.connection import Gone, Report, Snapshot
+    from tcpwatchd.kernel.resets import Resets
     from tcpwatchd.kernel.trace import Trace
     from tcpwatchd.output.event import Event
     from tcpwatchd.output.sinks import Sink
     from tcpwatchd.owners.owners import Owners
-    from tcpwatchd.policy.folding import Limit
-    from tcpwatchd.policy.rules import Rule
     from tcpwatchd.state.store import Store
 
+REPORT_ALL = Selection()
+RESETS_PAUSE = 1.0
+"""Seconds between two looks at resets that were sent, while connections come."""
 LOSS_PAUSE = 1.0
 """Seconds between two reports of lost records, while they go on being lost."""
 TALLY_EVERY = 3_600_000_000_000
@@ -59,37 +62,38 @@ class Pipeline:
         feed_watchdog: Callable[[], None] = lambda: None,
         root: str = "/proc/self/net",
         report: Report = "opened",
-        rules: Sequence[Rule] = (),
-        limit: Limit | None = None,
+        selection: Selection = REPORT_ALL,
+        resets: Resets | None = None,
     ) -> None:
         self._feed_watchdog, self._root, self._store = feed_watchdog, root, store
-        self._trace = trace
+        self._trace, self._resets, self._selection = trace, resets, selection
         self._decoder = Decoder(trace.formats, trace.taken) if trace else None
-        self._tables = Tables(root)
-        self._owners = owners
+        self._tables, self._owners = Tables(root), owners
         self._tracker = Tracker(owners.network, follows_closing=report != "opened")
         tells_owners = trace is not None and trace.tells_owners
-        self._policy = Policy(rules, limit, boot_ns(), owners.network, by_owner=tells_owners)
+        self._policy = Policy(*selection[:2], boot_ns(), owners.network, by_owner=tells_owners)
         self._closings = Closings(report, owners.network, tells_owners)
-        self._tracker.addresses = read_addresses(root)
+        self._scans = Scans(selection.scan, hears_resets=resets is not None)
+        self._read_addresses()
         self._audit = Audit()
         self.outbox = Outbox(sink, message_owner=message_owner)
         """What waits to be written."""
-        tracking = self._tracker, self._audit, self._policy, owners, self._closings
+        tracking = self._tracker, self._audit, self._scans, self._policy, owners, self._closings
         self._stages = Stages(self._tables, *tracking, self.outbox, trace, self._decoder)
         self._recovery = Recovery(store, self._stages)
         self._counted_until = FOREVER
         """Until when the counters tell that are compared next, nanoseconds of CLOCK_BOOTTIME."""
         self._trace_unbroken = False
         """Whether the trace has been read since the snapshot before."""
-        self._drain_failing = self._counters_failing = self._owners_failing = False
+        self._drain_failing = self._counters_failing = self._owners_failing = self._resets_failing = False
         """Whether each could not be read when it was last tried."""
         self._owners_failed_since_poll = False
         self._drained_whole = True
         """Whether the last drain left nothing behind that was older than it."""
         self._lost_unreported = 0
-        self._report_lost_at = -math.inf
-        """Records that were lost and are to be reported, and when: in seconds of CLOCK_MONOTONIC."""
+        """Records that were lost and are to be reported."""
+        self._report_lost_at = self._read_resets_at = -math.inf
+        """From when on losses are reported, and resets are read as connections come: CLOCK_MONOTONIC."""
         self._sound_at = now()
         """When the instance was last found to be what it was set up to be."""
         self._unsound_since: int | None = None
@@ -101,12 +105,16 @@ class Pipeline:
 
     def resume(self) -> None:
         """Go on from where the process before ended, if it left anything."""
-        rules, limit, *_ = self._policy.known
         self._totals["records_lost"], self._trace_unbroken = self._recovery.resume()
-        self.switch(rules, limit)
+        self.switch(self._selection)
 
-    def switch(self, rules: Sequence[Rule], limit: Limit | None) -> None:
-        """From now on report by these; what was folded, ignored and counted by others is told."""
+    def switch(self, selection: Selection) -> None:
+        """From now on report by this; what was folded, ignored and counted by another is told."""
+        rules, limit, scan = selection
+        if scan != self._scans.limits:
+            self._tell_scans(boot_ns(), everything=True)
+            self._scans.switch(scan)
+            self._recovery.changed = True
         if not self._policy.is_of(rules, limit):
             self._settle(everything=True)
             self._policy.switch(rules, limit)
@@ -126,7 +134,7 @@ class Pipeline:
         self._sound_since_poll = self._unsound_since is None
         self._feed_watchdog()
         if self._trace or snapshot.fresh:
-            self._tracker.addresses = read_addresses(self._root)
+            self._read_addresses()
         self._counted_until = counted
         self.drain()
         self._counted_until = FOREVER
@@ -151,7 +159,8 @@ class Pipeline:
         self._feed_watchdog()
 
     def settle(self, everything: bool = False) -> None:
-        """Between polls: have written what was folded long enough, and once an hour how much was not.
+        """Between polls: have written what was folded long enough, scans that were found, and once an hour
+        how much was not written.
 
         What is written so is kept at once. Otherwise another process, after a kill, could not know that it
         was.
@@ -161,12 +170,50 @@ class Pipeline:
 
     def _settle(self, everything: bool = False) -> bool:
         """Whether there was anything."""
+        self._follow_resets()
         moment = boot_ns()
         entries = self._policy.settle(moment, everything)
         self.outbox.add(entries)
-        told = (everything or moment - self._policy.since >= TALLY_EVERY) and self._tell_tally(moment)
+        # What goes on is told by the next process, if there can be one.
+        told = self._tell_scans(moment, everything and not self._store.enabled)
+        told |= (everything or moment - self._policy.since >= TALLY_EVERY) and self._tell_tally(moment)
         self._recovery.changed |= bool(entries) or told
         return bool(entries) or told
+
+    def _tell_scans(self, moment: int, everything: bool) -> bool:
+        """Whether there is anything to tell; `moment` is now, nanoseconds of CLOCK_BOOTTIME."""
+        scans, uncounted = self._scans.settle(moment, everything), self._scans.take_uncounted(moment)
+        for scan in scans:
+            first, last = (now() - (moment - time) // MICROSECOND for time in (scan.first, scan.last))
+            self.report(event.port_scan(scan, first, last, now()))
+        if uncounted:
+            self.report(event.scans_uncounted(uncounted, now()))
+        return bool(scans or uncounted)
+
+    def _follow_resets(self, check: bool = False) -> None:
+        """A failure is reported once, and when it is over. `check`: whether they are recorded as they should
+        be; if not, that is repaired where it may be done.
+        """
+        if not self._resets or self._scans.limits is None:
+            return
+        self._read_resets_at = time.monotonic() + RESETS_PAUSE
+        try:
+            if check:
+                self._resets.check_and_repair()
+            resets, lost, failure = self._resets.read()
+            self._scans.follow_resets(resets, lost, boot_ns())
+            self._recovery.changed |= bool(resets)
+        except Exception as error:  # whatever went wrong, the next time it may go right
+            failure = error
+        if failure and not self._resets_failing:
+            self.report(event.resets_failed(describe(failure), now()))
+        elif self._resets_failing and not failure and check:
+            self.report(event.resets_recovered(now()))
+        if failure or check:
+            self._resets_failing = failure is not None
+
+    def _read_addresses(self) -> None:
+        self._tracker.addresses = self._scans.addresses = read_addresses(self._root)
 
     def _tell_tally(self, moment: int) -> bool:
         """Whether there is anything to tell; `moment` is now, nanoseconds of CLOCK_BOOTTIME."""
@@ -202,7 +249,7 @@ class Pipeline:
         drain = trace.drain()
         self._recovery.log_drain(drain)
         transitions, lost = decoder.decode(drain)
-        self._stages.follow_owners(decoder.take_groups(), transitions, lost > 0)
+        self._stages.follow_records(decoder.take_groups(), transitions, lost > 0)
         self._tracker.follow(transitions, lost > 0, self._tables.holds, drain.whole, drain.began)
         self._drained_whole = drain.whole
         self._totals["records_lost"] += lost
@@ -211,6 +258,8 @@ class Pipeline:
             self._report_lost()
         self._take_released(boot_ns())
         self._note_owners()
+        if transitions and time.monotonic() >= self._read_resets_at:
+            self._follow_resets()
         return drain.failure
 
     def _note_owners(self, polled: bool = False) -> None:
@@ -234,6 +283,7 @@ class Pipeline:
         """
         if not self._trace or not self._decoder:
             return
+        self._follow_resets(check=True)
         try:
             fault = self._find_fault(self._trace, self._decoder)
             if fault:
@@ -324,7 +374,7 @@ class Pipeline:
         self.drain()
         if self._decoder and not self._store.enabled:
             deferred = self._decoder.take_deferred()
-            self._stages.follow_owners([], deferred, False)
+            self._stages.follow_records([], deferred, False)
             self._tracker.follow(deferred, False, self._tables.holds)
         self._take_released(FOREVER)
         self._report_lost()
@@ -403,6 +453,9 @@ class Pipeline:
             "not_followed": self._closings.not_followed,
             **by_source,
             **self._totals,
+            "port_scans": self._scans.told,
+            "scan_sources_forgotten": self._scans.forgotten,
+            "resets_lost": self._scans.resets_lost,
             "opened_inbound": opened.inbound,
             "opened_outbound": opened.outbound,
         }
@@ -432,6 +485,11 @@ class Pipeline:
         deferred = self._decoder.deferred if self._decoder else []
         times = [self._tracker.next_release, *[record.time for record in deferred[:1]]]
         return min((moment for moment in times if moment is not None), default=None)
+
+    @property
+    def next_settling(self) -> int | None:
+        """When there is something to settle before long, likewise."""
+        return self._scans.next_due
 
     @property
     def poll_overdue(self) -> bool:

@@ -53,7 +53,8 @@ class Reloaded(NamedTuple):
 
 
 class Watch:
-    """`interval` is in seconds; `no_trace_reason` is why there is no trace, if that is to be reported.
+    """`interval` is in seconds; `no_trace_reason` is why there is no trace, if that is to be reported, and
+    `no_resets` why there are no resets.
 
     `reload` reads the configuration again and applies it. It raises Failure, and changes nothing then.
     """
@@ -67,6 +68,7 @@ class Watch:
         interval: float,
         trace: Trace | None = None,
         no_trace_reason: str | None = None,
+        no_resets: str | None = None,
         reload: Callable[[], Reloaded] | None = None,
     ) -> None:
         self._pipeline = pipeline
@@ -76,6 +78,7 @@ class Watch:
         self._interval = interval
         self._trace = trace
         self._no_trace_reason = no_trace_reason
+        self._no_resets = no_resets
         self._reload = reload
         self._poller = select.poll()
         self._poller.register(signals, select.POLLIN)
@@ -104,8 +107,8 @@ class Watch:
         self._pipeline.report(event.watch_started(__version__, self._interval, self._pipeline.ipv6, now()))
         if self._trace:
             trace = self._trace
-            used = event.trace_used(trace.path, trace.buffer_kb, trace.tells_owners, trace.no_owners, now())
-            self._pipeline.report(used)
+            known = trace.tells_owners, trace.no_owners, self._no_resets
+            self._pipeline.report(event.trace_used(trace.path, trace.buffer_kb, *known, now()))
         elif self._no_trace_reason:
             self._pipeline.report(event.trace_unavailable(self._no_trace_reason, now()))
         self._pipeline.poll()
@@ -204,6 +207,8 @@ class Watch:
             self._check_at = moment + CHECK_EVERY
             self._pipeline.check_trace()
             self._pipeline.settle()
+        elif moment >= self._find_next_settling(moment) and not self._outbox.full:
+            self._pipeline.settle()
 
     def _drain(self) -> None:
         self._drain_at = max(self._drain_at, time.monotonic() - DRAIN_CREDIT) + DRAIN_EVERY
@@ -220,8 +225,14 @@ class Watch:
         if not self._outbox.full:
             deadlines.append(self._find_next_poll())
             deadlines.append(self._check_at)
+            deadlines.append(self._find_next_settling(moment))
             deadlines.append(self._find_next_drain(moment))
         return min(deadlines)
+
+    def _find_next_settling(self, moment: float) -> float:
+        """When a scan is to be told, or is over."""
+        due = self._pipeline.next_settling
+        return math.inf if due is None else moment + (due - boot_ns()) / NANOSECONDS
 
     def _find_next_drain(self, moment: float) -> float:
         """When to drain though the trace wakes nobody: after a pause, and when a held report is released."""

@@ -71,8 +71,8 @@ def fuzz_page(text: bytes) -> None:
     decoder = pages.Decoder(FORMATS, {})
     raw = text[:SIZE].ljust(SIZE, b"\0")
     try:
-        pages.find_loss(raw, decoder.layout)
-        trimmed = pages.trim(raw, decoder.layout)
+        pages.find_loss(raw, decoder.layout.page)
+        trimmed = pages.trim(raw, decoder.layout.page)
     except struct.error:
         return
     try:

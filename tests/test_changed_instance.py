@@ -77,7 +77,7 @@ def host() -> Iterator[Namespace]:
 @pytest.fixture
 def path() -> Iterator[str]:
     made = set_up(NAME, 512).path
-    open_to_all(made)
+    open_to_all(made, TRACEPOINT)
     yield made
     end_all()
     remove(made)
@@ -254,7 +254,7 @@ def test_whatever_root_writes_to_any_file(output: IO[bytes]) -> None:
     remove(f"{TRACING}/instances/{NAME}")
     for file in files:
         path = set_up(NAME, 512).path
-        open_to_all(path)
+        open_to_all(path, TRACEPOINT)
         output.seek(0)
         output.truncate()
         with AsTheService(path) as host:

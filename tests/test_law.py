@@ -12,11 +12,12 @@ WORDS = {"connection", "failure"}
 """What every stage may import, beside the modules of its own folder."""
 FOLDERS = {"kernel", "tracking", "policy", "owners", "output", "state", "service", "config"}
 MORE = {
-    "kernel.trace": {"clock"},
+    "kernel.reader": {"clock"},
     "kernel.tables": {"clock"},
     "owners.processes": {"clock"},
     "output.outbox": {"clock"},
     "config.values": {"policy"},
+    "config.settings": {"policy"},
     "config.files": {"policy"},
     "config.flags": {"__version__", "policy"},
     "state.baseline": {"output.event", "policy", "tracking.closings"},
@@ -32,7 +33,7 @@ MORE = {
 """What a module may import that composes stages, or is none."""
 PURE = ("tracking.tracker", "tracking.comparison", "tracking.audit", "tracking.closings", "tracking.packed",
         "kernel.pages", "kernel.rows",
-        "policy.expression", "policy.rules", "policy.folding", "policy.policy",
+        "policy.expression", "policy.rules", "policy.folding", "policy.policy", "policy.scans",
         "output.event", "state.baseline", "connection", "failure")  # fmt: skip
 LONGEST = 50
 MODULES = sorted(

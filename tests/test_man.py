@@ -123,7 +123,11 @@ def test_every_field() -> None:
     _, rest, _ = daemon.end(signal.SIGTERM)
     stopped = json.loads(rest.splitlines()[-1])
     others = [event.watch_started("0", 1, True, 0), event.trace_gap(0, 0), event.poll_failed("", 0)]
-    others += [event.trace_used("", 1, True, None, 0), event.reloaded([], 0), event.reload_failed("", 0)]
+    others += [
+        event.trace_used("", 1, True, None, None, 0),
+        event.reloaded([], 0),
+        event.reload_failed("", 0),
+    ]
     everything = Owner._make(range(len(Owner._fields)))
     connection = CONNECTION._replace(owner=everything, listener=everything)
     closed = Closed(connection, 9, "fin", "both", 1, 2, "trace")

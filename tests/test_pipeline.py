@@ -14,6 +14,7 @@ from tcpwatchd.owners.owners import Owners
 from tcpwatchd.owners.users import Users
 from tcpwatchd.pipeline import TALLY_EVERY, Pipeline
 from tcpwatchd.policy.folding import Limit
+from tcpwatchd.policy.policy import Selection
 from tcpwatchd.policy.rules import compile_rule
 from tcpwatchd.service.notify import Notifier
 from tcpwatchd.service.signals import Signals
@@ -219,9 +220,8 @@ def test_owners_that_cannot_be_found_cost_no_connection(watched: Watched) -> Non
 def test_each_hour_it_is_told_what_was_ignored_and_by_which_rule(tmp_path: Path) -> None:
     """With the totals, which add up; and nothing if nothing was ignored."""
     watched = Watched(tmp_path)
-    watched.pipeline.switch(
-        [compile_rule("Ignore", "src host 192.0.2.56", "/etc/x.conf", 7, int)], Limit(1, 3_600_000_000_000)
-    )
+    rules = [compile_rule("Ignore", "src host 192.0.2.56", "/etc/x.conf", 7, int)]
+    watched.pipeline.switch(Selection(rules, Limit(1, 3_600_000_000_000)))
     watched.tell(END, OTHER, OTHER)
     watched.drain()
     policy = watched.pipeline._policy
@@ -255,7 +255,7 @@ def test_what_was_open_before_is_counted_apart(tmp_path: Path) -> None:
     watched.end()
     watched.show(END, OTHER)
     pipeline = Pipeline(Reader(), Store(None), None, Owners(0), root=str(watched.net),
-                        rules=[compile_rule("Ignore", "host 192.0.2.56", "/etc/x.conf", 7, int)])  # fmt: skip
+                        selection=Selection([compile_rule("Ignore", "host 192.0.2.56", "/etc/x.conf", 7, int)]))  # fmt: skip
     pipeline.poll()
     pipeline.send()
     totals = pipeline.totals

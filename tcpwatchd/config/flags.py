@@ -22,13 +22,16 @@ from tcpwatchd.config.files import (
 from tcpwatchd.config.settings import BY_KEY, RULE_HELP, RULES_SECTION, SECTIONS, SETTINGS
 from tcpwatchd.failure import UsageError
 from tcpwatchd.policy.expression import ExpressionError, quote
+from tcpwatchd.policy.policy import Selection
 from tcpwatchd.policy.rules import Rule, compile_rule
+from tcpwatchd.policy.scans import ScanLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tcpwatchd.config.settings import Setting
     from tcpwatchd.connection import Report
+    from tcpwatchd.policy.expression import Addresses
     from tcpwatchd.policy.folding import Limit
 
 
@@ -53,6 +56,15 @@ class Settings(argparse.Namespace):
     command_lines: bool
     fold: Limit | None
     rules: list[Rule]
+    scan_enabled: bool
+    scan_ports: int
+    scan_window: int
+    scan_addresses: int | None
+    scan_slow_ports: int | None
+    scan_slow_window: int
+    scan_allow: tuple[Addresses, ...] | None
+    scan_ignore_ports: tuple[tuple[int, int], ...] | None
+    scan_prefix6: int
     given: dict[str, Given]
     """Settings that are not at their defaults."""
     config: str | None
@@ -66,6 +78,20 @@ class Settings(argparse.Namespace):
     def wanted_buffer(self) -> int | None:
         """None if none was asked for: then an instance that stands keeps what it has."""
         return self.trace_buffer if "trace_buffer" in self.given else None
+
+    @property
+    def selection(self) -> Selection:
+        scan = ScanLimits(
+            self.scan_ports,
+            self.scan_window,
+            self.scan_addresses,
+            self.scan_slow_ports,
+            self.scan_slow_window,
+            self.scan_allow or (),
+            self.scan_ignore_ports or (),
+            self.scan_prefix6,
+        )
+        return Selection(self.rules, self.fold, scan if self.scan_enabled and not self.once else None)
 
     def cite(self, name: str) -> str:
         """A setting that was given, as it was."""

@@ -6,20 +6,27 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpwatchd.config.values import (
+    count_from,
     one_of,
     parse_bool,
     parse_buffer,
     parse_fold,
     parse_instance,
     parse_interval,
+    parse_networks,
+    parse_port_ranges,
+    parse_window,
 )
+from tcpwatchd.policy.expression import MOST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 class Setting(NamedTuple):
-    """`key` is its name in the file; the flag and the attribute of the settings follow from that."""
+    """`key` is its name in the file. The flag and the attribute of the settings follow from that, and of port
+    scans from the section too.
+    """
 
     section: str
     key: str
@@ -38,7 +45,8 @@ class Setting(NamedTuple):
 
     @property
     def flag(self) -> str:
-        return "--" + re.sub("(?<=.)(?=[A-Z])", "-", self.key).lower()
+        key = self.section + self.key if self.section == SCAN_SECTION else self.key
+        return "--" + re.sub("(?<=.)(?=[A-Z])", "-", key).lower()
 
     @property
     def name(self) -> str:
@@ -49,6 +57,7 @@ class Setting(NamedTuple):
         return self.parse is parse_bool
 
 
+SCAN_SECTION = "Scan"
 SETTINGS = (
     Setting(
         "Watch",
@@ -143,6 +152,83 @@ SETTINGS = (
         parse_fold,
         "after N connections in a time that differ only in their source ports, make one entry of the rest",
         'As in "20/10s". The time is 1s to 1h, and N 1 to 1000000.',
+    ),
+    Setting(
+        SCAN_SECTION,
+        "Enabled",
+        "yes",
+        "yes|no",
+        parse_bool,
+        "report port scans: sources that try many ports of this machine",
+        "What a source tried is a connection that was accepted here, or a packet to a closed port, where the "
+        "kernel tells of the resets that answer it: Linux 6.10 and newer, together with Trace=.",
+        needs_restart=True,
+    ),
+    Setting(
+        SCAN_SECTION,
+        "Ports",
+        "3",
+        "N",
+        count_from(1, MOST_PORT),
+        "a source scans that tries more than N different ports in the window",
+    ),
+    Setting(
+        SCAN_SECTION,
+        "Window",
+        "1min",
+        "SPAN",
+        parse_window,
+        "the time that is looked at, 1s to 1d; there is at most one entry a source in it",
+    ),
+    Setting(
+        SCAN_SECTION,
+        "Addresses",
+        "20",
+        "N|no",
+        count_from(1, MOST_PORT, or_no=True),
+        "a source scans that tries the same port at more than N addresses in the window",
+    ),
+    Setting(
+        SCAN_SECTION,
+        "SlowPorts",
+        "10",
+        "N|no",
+        count_from(1, MOST_PORT, or_no=True),
+        "a source scans, slowly, that tries more than N different ports in the longer window",
+    ),
+    Setting(
+        SCAN_SECTION,
+        "SlowWindow",
+        "1h",
+        "SPAN",
+        parse_window,
+        "the longer window, 1s to 1d; there is at most one entry in it of a source that scans slowly",
+    ),
+    Setting(
+        SCAN_SECTION,
+        "Allow",
+        None,
+        "NETWORKS",
+        parse_networks,
+        "networks and addresses that may scan",
+        'As in "192.0.2.0/24 2001:db8::/32 198.51.100.7". The addresses of this machine may anyway.',
+    ),
+    Setting(
+        SCAN_SECTION,
+        "IgnorePorts",
+        None,
+        "PORTS",
+        parse_port_ranges,
+        "ports that anybody may try",
+        'As in "50000-50100 6000", for the passive ports of an FTP server.',
+    ),
+    Setting(
+        SCAN_SECTION,
+        "Prefix6",
+        "64",
+        "BITS",
+        count_from(1, 128),
+        "addresses of IPv6 that have so many bits in common are one source, 1 to 128",
     ),
 )
 RULES_SECTION = "Rules"

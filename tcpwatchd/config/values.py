@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tcpwatchd.policy.expression import quote
+from tcpwatchd.policy.expression import MOST_PORT, Token, parse_host, parse_net, quote
 from tcpwatchd.policy.folding import Limit
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ LONGEST = 100
 """Characters of any of these values."""
 INTERVAL_RANGE = (0.1, 86400.0)
 BUFFER_RANGE = (16, 16384)
+WINDOW_RANGE = (1.0, 86400.0)
+MOST_WORDS = 1000
+"""Networks, and ranges of ports."""
 FOLD_ENTRIES = (1, 1_000_000)
 FOLD_RANGE = (1.0, 3600.0)
 NANOSECONDS = 1_000_000_000
@@ -93,6 +96,57 @@ def parse_fold(text: str) -> Limit | None:
     if not fewest <= number <= most or not shortest <= seconds <= longest:
         raise ValueError(f"not N/SPAN from 1/1s to 1000000/1h, nor no: {quote(text)}")
     return Limit(number, round(seconds * NANOSECONDS))
+
+
+def parse_window(text: str) -> int:
+    """Nanoseconds."""
+    shortest, longest = WINDOW_RANGE
+    try:
+        seconds = parse_span(text)
+    except ValueError:
+        seconds = -1
+    if not shortest <= seconds <= longest:
+        raise ValueError(f"not a time span from 1s to 1d: {quote(text)}")
+    return round(seconds * NANOSECONDS)
+
+
+def count_from(fewest: int, most: int, or_no: bool = False) -> Callable[[str], int | None]:
+    """`or_no`: it can be no, for None."""
+
+    def parse(text: str) -> int | None:
+        if or_no and text.lower() in NO[1:]:
+            return None
+        number = int(text) if re.fullmatch("[0-9]{1,9}", text) else fewest - 1
+        if not fewest <= number <= most:
+            raise ValueError(f"not a number from {fewest} to {most}{', nor no' * or_no}: {quote(text)}")
+        return number
+
+    return parse
+
+
+def parse_networks(text: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The first and the last address of each, packed; an address alone is one."""
+    tokens = [Token(0, word, quoted=True) for word in split_words(text)]
+    return tuple(parse_net(token) if "/" in token.text else parse_host(token) for token in tokens)
+
+
+def parse_port_ranges(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple(parse_port_range(word) for word in split_words(text))
+
+
+def parse_port_range(word: str) -> tuple[int, int]:
+    found = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?", word)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= low <= high <= MOST_PORT:
+        raise ValueError(f"not a port, nor a range such as 50000-50100: {quote(word)}")
+    return low, high
+
+
+def split_words(text: str) -> list[str]:
+    words = text.split()
+    if len(words) > MOST_WORDS:
+        raise ValueError(f"more than {MOST_WORDS} words")
+    return words
 
 
 def parse_instance(text: str) -> str:

@@ -24,6 +24,10 @@ PROBES = "events/tcpwatchd"
 CLOSE_SUFFIX = "_close"
 """Ends the name of a second probe beside one, which tells of connections' sockets that close."""
 GROUPS = "events/cgroup/cgroup_mkdir"
+RESETS = "events/tcp/tcp_send_reset"
+"""Of resets that this machine sends."""
+RESETS_FILTER = "skaddr==0"
+"""Of no socket: what came was for a closed port."""
 CLOSING = (
     "newstate==7 && (oldstate==1 || oldstate==4 || oldstate==5 || oldstate==8 || oldstate==9 || oldstate==11)"
 )
@@ -139,7 +143,9 @@ def list_settings(event: str, closing: bool = False) -> dict[str, str]:
     `closing`: it records when connections close, too.
     """
     settings = {**SETTINGS}
-    if is_probe(event):
+    if event == RESETS:
+        settings[f"{event}/filter"] = RESETS_FILTER
+    elif is_probe(event):
         settings[f"{event}/filter"] = "none"
         settings |= {f"{GROUPS}/filter": "root==0", f"{GROUPS}/enable": "1"}
         if closing:
@@ -177,10 +183,10 @@ def format_value(path: str, value: str) -> str:
     return NO_FILTER if value == "none" else value
 
 
-def set_buffer_size(path: str, buffer_kb: int) -> None:
-    """`buffer_kb` is for one CPU. Raises OSError."""
+def set_buffer_size(path: str, buffer_kb: int, total_kb: int = TOTAL_KB) -> None:
+    """`buffer_kb` is for one CPU, `total_kb` the most of all. Raises OSError."""
     cpus = len(read_online_cpus()) or len(list_cpus(path))
-    kilobytes = max(PAGE_KB, min(buffer_kb, TOTAL_KB // cpus))
+    kilobytes = max(PAGE_KB, min(buffer_kb, total_kb // cpus))
     size = read_buffer_size(path)
     if size is None or abs(size - kilobytes) > PAGE_KB:  # the kernel rounds
         write_file(path, "buffer_size_kb", str(kilobytes))
@@ -209,9 +215,8 @@ def lock(path: str) -> int:
     return descriptor
 
 
-def open_to_all(path: str) -> None:
-    """Let any user who gets to the instance read what a reader needs, and nothing else."""
-    event = find_event(path)
+def open_to_all(path: str, event: str) -> None:
+    """Let any user who gets to the instance read what a reader of the event needs, and nothing else."""
     files = [f"per_cpu/cpu{n}/{file}" for n in list_cpus(path) for file in CPU_FILES]
     closing = is_probe(event)
     for file in (*list_settings(event, closing), *READ_FILES, *list_formats(event), *files):

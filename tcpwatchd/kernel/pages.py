@@ -106,6 +106,7 @@ GROUP_FIELDS = ("root", "id", "path")
 LONGEST_PATH = 1023
 """Bytes for which the kernel has room: a longer path is cut (TRACE_CGROUP_PATH_LEN)."""
 MOST_SOCKETS = 10_000
+UNKNOWN = "this kernel's trace records have an unknown layout"
 
 MOST_LOST = 1 << 40
 """No page says that so many records were lost, unless it makes no sense."""
@@ -133,19 +134,25 @@ class CloseLayout(NamedTuple):
     """As in `Layout`, with CLOSING_FIELDS."""
 
 
-class Layout(NamedTuple):
-    """Where things stand in a page and in a record."""
+class PageLayout(NamedTuple):
+    """Where things stand in a page."""
 
     size: int
-    """Bytes of a page."""
+    """In bytes."""
     data: int
     """Where its records begin."""
     header: struct.Struct
-    """Time stamp and commit word of a page."""
-    entry: struct.Struct
-    """An entry's first word, and the fields of its record by their offsets."""
+    """Time stamp and commit word."""
     loss: struct.Struct
     """The count of lost records behind the last record: a long of the kernel."""
+
+
+class Layout(NamedTuple):
+    """Where things stand in a page and in a record."""
+
+    page: PageLayout
+    entry: struct.Struct
+    """An entry's first word, and the fields of its record by their offsets."""
     event: int
     """The number of the event, which its records have as `common_type`: others may be traced here too."""
     pick: Callable[[Fields], Fields] | None
@@ -240,27 +247,31 @@ class Decoder:
 
 def read_layout(formats: Formats) -> Layout:
     """Raises ValueError for a kernel whose layout is not understood."""
-    unknown = "this kernel's trace records have an unknown layout"
-    page, record = parse_fields(formats.page), parse_fields(formats.record)
+    page = read_page_layout(formats.page, formats.entry)
+    record = parse_fields(formats.record)
     owned = record.keys() >= {*OWNER_FIELDS}
-    if (
-        not re.search(ENTRY, formats.entry)
-        or not {"timestamp", "commit", "data"} <= page.keys()
-        or not {"common_type", *FIELDS} <= record.keys()
-        or record["common_type"] != (0, TYPE.size)
-    ):
-        raise ValueError(unknown)
-    data, capacity = page["data"]
+    if not {"common_type", *FIELDS} <= record.keys() or record["common_type"] != (0, TYPE.size):
+        raise ValueError(UNKNOWN)
     try:
-        long = {4: "I", 8: "Q"}[page["commit"][1]]
-        header, loss = struct.Struct(f"=Q{long}"), struct.Struct(f"={long}")
         entry, pick = read_entry(record, FIELDS + OWNER_FIELDS if owned else FIELDS)
         event = read_number(formats.record)
         group = read_group_layout(formats.group) if formats.group else None
         close = read_close_layout(formats.closing) if formats.closing else None
     except (KeyError, struct.error) as error:
-        raise ValueError(unknown) from error
-    return Layout(data + capacity, data, header, entry, loss, event, pick, owned, group, close)
+        raise ValueError(UNKNOWN) from error
+    return Layout(page, entry, event, pick, owned, group, close)
+
+
+def read_page_layout(page: str, entry: str) -> PageLayout:
+    """Of the formats of a page and of the head of an entry. Raises ValueError for unknown ones."""
+    fields = parse_fields(page)
+    if not re.search(ENTRY, entry) or not {"timestamp", "commit", "data"} <= fields.keys():
+        raise ValueError(UNKNOWN)
+    data, capacity = fields["data"]
+    long = {4: "I", 8: "Q"}.get(fields["commit"][1])
+    if long is None:
+        raise ValueError(UNKNOWN)
+    return PageLayout(data + capacity, data, struct.Struct(f"=Q{long}"), struct.Struct(f"={long}"))
 
 
 def read_number(text: str) -> int:
@@ -290,12 +301,12 @@ def read_close_layout(text: str) -> CloseLayout:
     return CloseLayout(read_number(text), entry, pick)
 
 
-def read_stamp(page: bytes, layout: Layout) -> int:
+def read_stamp(page: bytes, layout: PageLayout) -> int:
     """When its first record was written; 0 of what is no page."""
     return int(layout.header.unpack_from(page)[0]) if len(page) >= layout.header.size else 0
 
 
-def trim(page: bytes, layout: Layout) -> bytes:
+def trim(page: bytes, layout: PageLayout) -> bytes:
     """Without what follows its records and the count of lost ones."""
     if len(page) < layout.data:
         return page
@@ -303,7 +314,7 @@ def trim(page: bytes, layout: Layout) -> bytes:
     return page[: layout.data + (commit & LENGTH) + layout.loss.size]
 
 
-def find_loss(page: bytes, layout: Layout) -> int | None:
+def find_loss(page: bytes, layout: PageLayout) -> int | None:
     """How many records were overwritten before this page; None if some were and it had no room to say."""
     if len(page) < layout.data:
         return 0  # a page that makes no sense is found out when it is decoded
@@ -347,8 +358,7 @@ def read_entry(
 
 def decode_page(page: bytes, layout: Layout) -> Page:
     """Raises KeyError and struct.error for what no kernel writes."""
-    stamp, commit = layout.header.unpack_from(page)
-    data = page[layout.data : layout.data + (commit & LENGTH)]
+    stamp, data = split_page(page, layout.page)
     uniform = None if layout.owned else split_uniform(data, stamp, layout)
     if uniform:
         return Page(decode_records(*uniform, layout), [], 0)
@@ -368,6 +378,12 @@ def decode_page(page: bytes, layout: Layout) -> Page:
         return Page(decode_owned(data, ours, layout) + closing, groups, others)
     records = [layout.entry.unpack_from(data, place) for _, place in ours]
     return Page(decode_records([when for when, _ in ours], records, layout), groups, others)
+
+
+def split_page(page: bytes, layout: PageLayout) -> tuple[int, bytes]:
+    """When its first record was written, and its records. Raises struct.error."""
+    stamp, commit = layout.header.unpack_from(page)
+    return stamp, page[layout.data : layout.data + (commit & LENGTH)]
 
 
 def decode_records(times: Iterable[int], records: Iterable[Fields], layout: Layout) -> list[Transition]:

@@ -11,6 +11,8 @@ from tcpwatchd.kernel.instance import (
     BUFFER_KB,
     CLOSE_SUFFIX,
     PROBES,
+    RESETS,
+    TOTAL_KB,
     TRACEPOINT,
     TraceError,
     can_tell_closing,
@@ -36,10 +38,17 @@ from tcpwatchd.kernel.probe import (
     remove_probes,
 )
 from tcpwatchd.kernel.proof import PROOF_INSTANCE, prove
+from tcpwatchd.kernel.resets import tells_closed_ports
 
 OWN_INSTANCE = "tcpwatchd-"
 """What begins the name of an instance that a process makes for itself; its PID follows."""
-OF_PROCESS = re.compile(f"{OWN_INSTANCE}([0-9]+)|{PROOF_INSTANCE}([0-9]+)|tcpwatchd_([0-9]+)_[0-9a-f]{{8}}")
+RESETS_SUFFIX = "-resets"
+"""Ends the name of an instance for resets, after that of the one for connections."""
+RESETS_KB, RESETS_TOTAL_KB = 256, 4096
+"""What its buffers take a CPU, and at most of all. A record takes 92 bytes."""
+OF_PROCESS = re.compile(
+    f"{OWN_INSTANCE}([0-9]+)(?:{RESETS_SUFFIX})?|{PROOF_INSTANCE}([0-9]+)|tcpwatchd_([0-9]+)_[0-9a-f]{{8}}"
+)
 """Names of instances and probes that are of one process, with its PID."""
 
 
@@ -65,7 +74,6 @@ def set_up(name: str, buffer_kb: int | None, closing: bool = False) -> SetUp:
         raise TraceError("this kernel allows no instances of its tracing (is it locked down?)")
     path = f"{tracing}/instances/{name}"
     event, no_owners = choose_event(tracing, name)
-    made = False
     try:
         standing = find_standing_event(path)
         if standing not in (None, event):
@@ -77,6 +85,25 @@ def set_up(name: str, buffer_kb: int | None, closing: bool = False) -> SetUp:
             except OSError as error:  # somebody reads it
                 event = str(standing)
                 no_owners = None if is_probe(event) else f"{path} has another event: {error.strerror}"
+        made = make(path, event, closing, buffer_kb)
+    except (OSError, ValueError, TraceError) as error:
+        remove_probes(tracing, name)
+        raise error if isinstance(error, TraceError) else TraceError(explain(error)) from error
+    remove_probes(tracing, name, but=os.path.basename(event))
+    return SetUp(path, made, no_owners)
+
+
+def make(
+    path: str,
+    event: str,
+    closing: bool = False,
+    buffer_kb: int | None = None,
+    default_kb: int = BUFFER_KB,
+    total_kb: int = TOTAL_KB,
+) -> bool:
+    """Whether there was none before. Raises OSError, ValueError and TraceError, and leaves none made then."""
+    made = False
+    try:
         with contextlib.suppress(FileExistsError):  # left by a crash, or the service's
             os.mkdir(path)
             made = True
@@ -84,17 +111,36 @@ def set_up(name: str, buffer_kb: int | None, closing: bool = False) -> SetUp:
         try:
             write_settings(path, event, closing and can_tell_closing(path, event))
             if made or (buffer_kb or 0) > (read_buffer_size(path) or 0):
-                set_buffer_size(path, BUFFER_KB if buffer_kb is None else buffer_kb)
+                set_buffer_size(path, default_kb if buffer_kb is None else buffer_kb, total_kb)
         finally:
             os.close(held)
-    except (OSError, ValueError, TraceError) as error:
+    except (OSError, ValueError, TraceError):
         if made:
             with contextlib.suppress(OSError):  # what it could not be set up for is told
                 os.rmdir(path)
-        remove_probes(tracing, name)
-        raise error if isinstance(error, TraceError) else TraceError(explain(error)) from error
-    remove_probes(tracing, name, but=os.path.basename(event))
-    return SetUp(path, made, no_owners)
+        raise
+    return made
+
+
+def set_up_resets(name: str) -> str:
+    """Make the instance for resets beside that of this name, or repair it; its path. Raises TraceError."""
+    tracing = find_tracing()
+    path = f"{tracing}/instances/{name}{RESETS_SUFFIX}"
+    try:
+        if not os.path.isdir(f"{tracing}/{RESETS}") or not tells_closed_ports(
+            read_file(tracing, f"{RESETS}/format")
+        ):
+            raise TraceError("this kernel does not tell of closed ports")
+        make(path, RESETS, default_kb=RESETS_KB, total_kb=RESETS_TOTAL_KB)
+    except (OSError, ValueError) as error:
+        raise TraceError(explain(error)) from error
+    return path
+
+
+def remove_resets(name: str) -> None:
+    """The instance for resets beside that of this name, if there is one. Raises TraceError and OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(f"{find_tracing()}/instances/{name}{RESETS_SUFFIX}")
 
 
 def choose_event(tracing: str, instance: str) -> tuple[str, str | None]:

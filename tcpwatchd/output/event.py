@@ -12,12 +12,12 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.connection import NOBODY, Owner, format_endpoint
+from tcpwatchd.connection import NOBODY, Owner, format_endpoint, format_ip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from tcpwatchd.connection import Closed, Connection
+    from tcpwatchd.connection import Closed, Connection, PortScan
 
 CONNECTION_OPENED = "55af53b17897428c8b2256cc60c8771b"
 CONNECTION_CLOSED = "268f8658388840fa9d2b8f7a47db754c"
@@ -49,6 +49,10 @@ CLOSINGS_UNTOLD = "d083b394e11c41628505b43f7ce5d55b"
 CONNECTIONS_OPENED = "88c35006b4a7440a9cff6250af81af72"
 CONNECTIONS_CLOSED = "178e2941afe3415fb1cd61f599e268ff"
 CONNECTIONS_COUNTED = "5a40ed89b8094cf497b217da811bcfa1"
+PORT_SCAN = "e73fc756eb2247328f45e6ffc1abb967"
+SCANS_UNCOUNTED = "c0cd3ef6621d499483d5a549af6a8f38"
+RESETS_FAILED = "566dcc87b5ae43cfa54b45e3c46726a9"
+RESETS_RECOVERED = "37c985f863fa45ad8c96bd0a1672a16e"
 RELOADED = "b7029b9e511f42b6b02b1e14186e4922"
 RELOAD_FAILED = "895d045cb1a8495f9fcad545c19b4a8e"
 
@@ -60,6 +64,8 @@ MOST_SHOWN, MOST_COUNTED = 3, 1000
 """Rules that are named in a message, and in a field."""
 LONGEST_PLACE = 80
 """Characters of where a rule is, in a message."""
+MOST_LISTED = 100
+"""Ranges of ports, and addresses, that are listed of a port scan."""
 
 
 OWNER_FIELDS = {
@@ -310,6 +316,80 @@ def shorten(place: str) -> str:
     return place if len(place) <= LONGEST_PLACE else f"...{place[3 - LONGEST_PLACE :]}"
 
 
+def port_scan(scan: PortScan, first: int, last: int, now: int) -> Event:
+    """`first` and `last` are when it tried what it tried, in microseconds since the epoch."""
+    source = format_ip(scan.address)
+    seen = [word for word, found in (("accept", scan.open_ports), ("reset", scan.closed_ports)) if found]
+    fields = {
+        "EVENT_ACTION": "port-scan",
+        "EVENT_START": format_utc(first),
+        "EVENT_END": format_utc(last),
+        "SOURCE_IP": source,
+        "NETWORK_TYPE": "ipv6" if ":" in source else "ipv4",
+        "NETWORK_TRANSPORT": "tcp",
+        "TCPWATCHD_SEEN_BY": " ".join(seen),
+    }
+    if scan.network:
+        address, bits = scan.network
+        source = fields["TCPWATCHD_SOURCE_NETWORK"] = f"{format_ip(address)}/{bits}"
+    if scan.open_ports:
+        fields["TCPWATCHD_OPEN_PORTS"] = list_ports(scan.open_ports)
+    if scan.closed_ports:
+        fields["TCPWATCHD_CLOSED_PORTS"] = list_ports(scan.closed_ports)
+    tried, more = describe_tried(scan)
+    message = f"Port scan{' goes on' * scan.goes_on}: {source} tried {tried}"
+    return _own(now, PORT_SCAN, WARNING, message, **fields, **more)
+
+
+def describe_tried(scan: PortScan) -> tuple[str, dict[str, str]]:
+    """As for people, and as fields: how many ports, or at how many addresses the same one."""
+    ports = sorted({*scan.open_ports, *scan.closed_ports})
+    places = [format_ip(address) for address in scan.destinations]
+    least = "at least " * scan.is_least
+    fields = {"EVENT_COUNT": str(len(ports))}
+    text = f"{least}{len(ports)} ports of this host"
+    if len(ports) == 1:
+        text = f"port {ports[0]} of this host"
+        fields["DESTINATION_PORT"] = str(ports[0])
+        fields["EVENT_COUNT"] = str(len(places))
+    if len(places) == 1:
+        fields["DESTINATION_IP"] = places[0]
+    else:
+        text += f" at {least}{len(places)} addresses"
+        fields["TCPWATCHD_DESTINATION_IPS"] = ",".join(shorten_list(places))
+    return text, fields
+
+
+def list_ports(ports: Sequence[int]) -> str:
+    """In order, as ranges."""
+    ranges: list[list[int]] = []
+    for port in ports:
+        if ranges and port == ranges[-1][1] + 1:
+            ranges[-1][1] = port
+        else:
+            ranges.append([port, port])
+    return ",".join(shorten_list([f"{low}-{high}" if high > low else f"{low}" for low, high in ranges]))
+
+
+def shorten_list(words: list[str]) -> list[str]:
+    return words if len(words) <= MOST_LISTED else [*words[:MOST_LISTED], "..."]
+
+
+def scans_uncounted(number: int, now: int) -> Event:
+    """Of sources that began to scan while too many did."""
+    message = f"Port scans: {number} more sources tried many ports of this host, some perhaps counted twice"
+    return _own(now, SCANS_UNCOUNTED, WARNING, message, EVENT_COUNT=str(number))
+
+
+def resets_failed(reason: str, now: int) -> Event:
+    message = f"Which closed ports are tried is not known for now, so port scans can be missed: {reason}"
+    return _own(now, RESETS_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def resets_recovered(now: int) -> Event:
+    return _own(now, RESETS_RECOVERED, NOTICE, "Which closed ports are tried is known again")
+
+
 def reloaded(needs_restart: Iterable[str], now: int) -> Event:
     """`needs_restart`: settings that were changed, which takes a restart."""
     named = ", ".join(needs_restart)
@@ -325,15 +405,24 @@ def reload_failed(reason: str, now: int) -> Event:
 
 
 def trace_used(
-    path: str, buffer_kb: int | None, tells_owners: bool, no_owners: str | None, now: int
+    path: str,
+    buffer_kb: int | None,
+    tells_owners: bool,
+    no_owners: str | None,
+    no_resets: str | None,
+    now: int,
 ) -> Event:
-    """`buffer_kb` is for one CPU, None where they differ; `no_owners`: why owners are not told, if known."""
+    """`buffer_kb` is for one CPU, None where they differ; `no_owners`: why owners are not told, if known;
+    `no_resets`: likewise, which closed ports are tried.
+    """
     size = f"{buffer_kb} KiB a CPU" if buffer_kb else "buffers of several sizes"
     message = f"The kernel's trace is in use: every connection is reported ({path}, {size})"
     if not tells_owners:
         message += "; who owns it is only known of a process that can still be found"
     if no_owners:
         message += f": {no_owners}"
+    if no_resets:
+        message += f"; port scans are seen by open ports only: {no_resets}"
     return _own(now, TRACE_USED, INFO, message, TCPWATCHD_OWNERS="kernel" if tells_owners else "proc")
 
 

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from tcpwatchd.connection import Connection, MayReport
     from tcpwatchd.policy.folding import GroupKnown, Limit
     from tcpwatchd.policy.rules import Name, Rule
+    from tcpwatchd.policy.scans import ScanLimits
+
+
+class Selection(NamedTuple):
+    """What is reported, as in the configuration."""
+
+    rules: Sequence[Rule] = ()
+    limit: Limit | None = None
+    """None: nothing is folded."""
+    scan: ScanLimits | None = None
+    """None: port scans are not looked for."""
 
 
 class Tally(NamedTuple):

@@ -37,6 +37,7 @@ from tcpwatchd.output.event import Event
 from tcpwatchd.policy.folding import GroupKnown, Limit
 from tcpwatchd.policy.policy import PolicyKnown
 from tcpwatchd.policy.rules import compile_rule
+from tcpwatchd.policy.scans import NOTHING_SCANNED, Ports, Scan, ScansKnown
 from tcpwatchd.tracking.closings import check as check_open
 
 MAGIC = b"tcpwatchd-baseline 1 "
@@ -44,7 +45,7 @@ ENDPOINT_LENGTHS = IPV4_LENGTH, IPV6_LENGTH
 OWNER_NUMBERS = {"user", "process", "thread", "network"}
 
 
-NOT_KEPT: tuple[Any, ...] = (None, [], [], None, None, None)
+NOT_KEPT: tuple[Any, ...] = (None, [], [], None, None, None, None)
 """What an older version left out at the end stands for this."""
 NOTHING_OPEN = OpenKnown("opened", 0, [], [b"", b""], [])
 
@@ -83,6 +84,7 @@ class Baseline(NamedTuple):
     """What the time of day was ahead of CLOCK_BOOTTIME, in nanoseconds."""
     policy: PolicyKnown | None = None
     """None: an older version had none."""
+    scans: ScansKnown = NOTHING_SCANNED
 
 
 def format_baseline(baseline: Baseline) -> bytes:
@@ -160,6 +162,7 @@ def _simplify(baseline: Baseline) -> list[Any]:
         _simplify_open(baseline.open),
         baseline.offset,
         None if baseline.policy is None else _simplify_policy(baseline.policy),
+        _simplify_scans(baseline.scans),
     ]
 
 
@@ -185,6 +188,21 @@ def _simplify_policy(known: PolicyKnown) -> list[Any]:
         [[*group[:2], _simplify_item(group.item), *group[3:]] for group in groups],
         *tally,
     ]
+
+
+def _simplify_scans(known: ScansKnown) -> list[Any]:
+    places = [
+        f"{source.hex()} {place.hex()} {time} {accepted:d}" for source, place, time, accepted in known.places
+    ]
+    scans = [[key.hex(), *_simplify_scan(scan)] for key, scan in known.scans]
+    return [places, scans, " ".join(place.hex() for place in known.called), *known[3:]]
+
+
+def _simplify_scan(scan: Scan) -> list[Any]:
+    ports = [list(ports.blocks.items()) for ports in (scan.ports, scan.open, scan.all_ports)]
+    addresses = [[one.hex() for one in some] for some in (scan.addresses, scan.all_addresses)]
+    numbers = [scan.window, scan.due, scan.first, scan.last, *scan.recent]
+    return [scan.address.hex(), ports, addresses, scan.has_others, scan.told, scan.is_new, numbers]
 
 
 def _simplify_caller(caller: Caller) -> list[Any]:
@@ -234,7 +252,7 @@ def _restore(head: list[Any], texts: list[bytes]) -> Baseline:
     anything else.
     """
     saved, generation, instance, drained, taken, deferred, known, waiting, counters, *later = head
-    unsound_since, groups, listeners, opened, offset, policy = [*later, *NOT_KEPT[len(later) :]]
+    unsound_since, groups, listeners, opened, offset, policy, scans = [*later, *NOT_KEPT[len(later) :]]
     return Baseline(
         int(saved),
         int(generation),
@@ -251,6 +269,7 @@ def _restore(head: list[Any], texts: list[bytes]) -> Baseline:
         NOTHING_OPEN if opened is None else _restore_open(texts[2:], *opened),
         None if offset is None else int(offset),
         None if policy is None else _restore_policy(*policy),
+        NOTHING_SCANNED if scans is None else _restore_scans(*scans),
     )
 
 
@@ -270,6 +289,46 @@ def _restore_policy(
         [(range(len(known))[number], int(times)) for number, times in ignored],
         [int(folded[0]), int(folded[1])],
     )
+
+
+def _restore_scans(places: Any, scans: Any, called: Any, lost_until: Any, uncounted: Any) -> ScansKnown:
+    return ScansKnown(
+        [
+            (_restore_address(source), _restore_endpoint(place), int(time), accepted == "1")
+            for source, place, time, accepted in map(_split, places)
+        ],
+        [(_restore_address(key), _restore_scan(*scan)) for key, *scan in scans],
+        [_restore_endpoint(place) for place in str(called).split()],
+        int(lost_until),
+        int(uncounted),
+    )
+
+
+def _restore_scan(
+    address: Any, ports: Any, addresses: Any, has_others: Any, told: Any, is_new: Any, numbers: Any
+) -> Scan:
+    window, due, first, last, *recent = map(int, numbers)
+    scan = Scan(_restore_address(address), window, due)
+    scan.ports, scan.open, scan.all_ports = (Ports(_restore_blocks(blocks)) for blocks in ports)
+    scan.addresses, scan.all_addresses = ({_restore_address(one) for one in some} for some in addresses)
+    scan.has_others, scan.told, scan.is_new = bool(has_others), bool(told), bool(is_new)
+    scan.first, scan.last = first, last
+    scan.recent.extend(recent)
+    return scan
+
+
+def _restore_blocks(blocks: Any) -> list[tuple[int, int]]:
+    known = [(int(block), int(bits)) for block, bits in blocks]
+    if not all(0 <= block < 256 and 0 <= bits < 1 << 256 for block, bits in known):
+        raise ValueError(blocks)
+    return known
+
+
+def _restore_address(text: str) -> bytes:
+    address = bytes.fromhex(text)
+    if len(address) not in (4, 16):
+        raise ValueError(text)
+    return address
 
 
 def _restore_ports(named: Any) -> dict[str, int]:

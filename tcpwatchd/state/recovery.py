@@ -21,7 +21,7 @@ from tcpwatchd.state.baseline import Baseline, BaselineError
 from tcpwatchd.tracking.tracker import FOREVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tcpwatchd.connection import Closed, ControlGroup, Drain, End, Folded, Ignored, Loss, Transition
     from tcpwatchd.kernel.tables import Tables
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tcpwatchd.output.outbox import Outbox
     from tcpwatchd.owners.owners import Owners
     from tcpwatchd.policy.policy import Policy
+    from tcpwatchd.policy.scans import Scans
     from tcpwatchd.state.store import Log, Store
     from tcpwatchd.tracking.audit import Audit
     from tcpwatchd.tracking.closings import Closings
@@ -42,6 +43,7 @@ class Stages(NamedTuple):
     tables: Tables
     tracker: Tracker
     audit: Audit
+    scans: Scans
     policy: Policy
     owners: Owners
     closings: Closings
@@ -51,16 +53,19 @@ class Stages(NamedTuple):
 
     def select(self, found: Iterable[Connection | Transition | Loss]) -> list[Connection | Closed | Folded]:
         """What is to be written of what the tracker found, connections with their owners."""
+        found = list(found)
+        self.scans.follow(found)
         choose, name = self.policy.choose, self.owners.name
         chosen: list[Connection | Ignored | Transition | Loss] = [
             choose(item, name) if isinstance(item, Connection) else item for item in found
         ]
         return self.policy.fold(self.closings.follow(chosen, self.shows))
 
-    def follow_owners(
-        self, groups: Iterable[ControlGroup], transitions: Iterable[Transition], lossy: bool
+    def follow_records(
+        self, groups: Iterable[ControlGroup], transitions: Sequence[Transition], lossy: bool
     ) -> None:
         """Who opens a connection that is ignored in any case is not looked for."""
+        self.scans.follow_calls(transitions)
         self.owners.follow(groups, transitions, lossy, self.policy.may_report)
 
     def shows(self, end: End) -> bool:
@@ -125,12 +130,13 @@ class Recovery:
         return resumed
 
     def _restore(self, baseline: Baseline, log: Log) -> Resumed:
-        tables, tracker, audit, policy, owners, closings, outbox, trace, decoder = self._stages
+        tables, tracker, audit, scans, policy, owners, closings, outbox, trace, decoder = self._stages
         tables.restore(baseline.blocks)
         tracker.restore(baseline.known)
         audit.restore(baseline.counters)
         waiting, written = split_written(baseline.waiting, log.written)
         outbox.restore(baseline.offset, waiting)
+        scans.restore(baseline.scans)
         # What was found since is told as the process before would have told it.
         policy.restore(baseline.policy or NO_POLICY._replace(since=policy.since))
         tracker.follows_closing, follows_closing = closings.restore(baseline.open), tracker.follows_closing
@@ -153,7 +159,7 @@ class Recovery:
             while len(found) < written.entries and (more := tracker.release(drained, at_least=1)):
                 found += self._take_found(more)
         else:
-            self._stages.follow_owners([], last.deferred, False)
+            self._stages.follow_records([], last.deferred, False)
             tracker.follow(last.deferred, False, tables.holds)
             found = self._take_found(tracker.release(FOREVER))
         outbox.add(found)
@@ -190,7 +196,7 @@ class Recovery:
         decoder, lost = Decoder(log.formats, baseline.taken, baseline.deferred), 0
         for drain in log.drains:
             transitions, lost_before = decoder.decode(drain)
-            self._stages.follow_owners(decoder.take_groups(), transitions, lost_before > 0)
+            self._stages.follow_records(decoder.take_groups(), transitions, lost_before > 0)
             self._stages.tracker.follow(
                 transitions, lost_before > 0, self._stages.tables.holds, whole=False, began=drain.began
             )
@@ -221,7 +227,7 @@ class Recovery:
         """Whether the store has all."""
         if not self._store.enabled:
             return False
-        tables, tracker, audit, policy, owners, closings, outbox, trace, decoder = self._stages
+        tables, tracker, audit, scans, policy, owners, closings, outbox, trace, decoder = self._stages
         with self._reporting_failure():
             if self.changed:
                 known = tracker.known
@@ -241,6 +247,7 @@ class Recovery:
                     open=closings.known,
                     offset=outbox.offset,
                     policy=policy.known,
+                    scans=scans.known,
                 )
                 self._store.save(baseline, trace.formats if trace else None)
                 self._written_before_save = outbox.total

@@ -189,9 +189,9 @@ def test_the_count_of_lost_records_is_a_long_of_the_kernel(tmp_path: Path) -> No
     layout = read_layout(formats._replace(page=narrow))
     data = record(1)
     raw = struct.pack("<QI", 1000, len(data) | MISSED | COUNTED) + data + struct.pack("<I", 41)
-    assert find_loss(raw, layout) == 41
+    assert find_loss(raw, layout.page) == 41
     assert decode_page(raw, layout)[0][0].skaddr == 1
-    assert trim(raw + bytes(100), layout) == raw
+    assert trim(raw + bytes(100), layout.page) == raw
 
 
 def test_only_cpus_that_are_online_are_opened(tmp_path: Path) -> None:

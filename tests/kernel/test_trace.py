@@ -131,7 +131,7 @@ def test_a_second_set_up_empties_nothing(path: str, server: socket.socket) -> No
     open_one(server)
     before = count_written(path)
     set_up(NAME, 512)
-    open_to_all(path)
+    open_to_all(path, TRACEPOINT)
     assert count_written(path) >= before > 0
 
 

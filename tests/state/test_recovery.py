@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +19,7 @@ from tcpwatchd.output import event
 from tcpwatchd.owners.owners import Owners
 from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.policy.folding import Limit
+from tcpwatchd.policy.policy import Selection
 from tcpwatchd.policy.rules import Rule, compile_rule
 from tcpwatchd.state.store import Store
 from tests.model import TICK, Kernel, Step, pack
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 HELD = 0.06
 REPORTS: tuple[Report, ...] = ("opened", "closed", "both")
-Policy = tuple[list[Rule], Optional[Limit]]
 
 
 def make_rules(*lines: str) -> list[Rule]:
@@ -40,12 +40,12 @@ def make_rules(*lines: str) -> list[Rule]:
     return [compile_rule(action, text, "/etc/x", n, int) for n, (action, _, text) in enumerate(split, 1)]
 
 
-ALL: Policy = [], None
-POLICIES: tuple[Policy, ...] = (
+ALL = Selection()
+POLICIES: tuple[Selection, ...] = (
     ALL,
-    ([], Limit(1, 2 * TICK)),
-    (make_rules("Ignore=port 80", "Notice=port 40001"), None),
-    (make_rules("Warning=port 80", "Ignore=ip6"), Limit(2, 1000 * TICK)),
+    Selection([], Limit(1, 2 * TICK)),
+    Selection(make_rules("Ignore=port 80", "Notice=port 40001")),
+    Selection(make_rules("Warning=port 80", "Ignore=ip6"), Limit(2, 1000 * TICK)),
 )
 Ends = tuple[tuple[str, str], tuple[str, str]]
 
@@ -82,7 +82,7 @@ class Reader:
 class Machine:
     """The model of a kernel, its trace in a pipe, and one process after another that watches it."""
 
-    def __init__(self, folder: Path, report: Report = "opened", policy: Policy = ALL) -> None:
+    def __init__(self, folder: Path, report: Report = "opened", policy: Selection = ALL) -> None:
         for name in ("net", "trace", "run"):
             (folder / name).mkdir()
         write_counters(folder / "net")
@@ -110,8 +110,7 @@ class Machine:
             Owners(0),
             root=str(self._folder / "net"),
             report=self.report,
-            rules=self.policy[0],
-            limit=self.policy[1],
+            selection=self.policy,
         )
         self.pipeline.resume()
         self._ring.count(read=True)
@@ -193,7 +192,7 @@ class Machine:
         """Another policy: without a restart, or found by the next process."""
         self.policy = POLICIES[which % len(POLICIES)]
         if what:
-            self.pipeline.switch(*self.policy)
+            self.pipeline.switch(self.policy)
         else:
             self.crash()
 
@@ -255,7 +254,7 @@ class Machine:
         return sum(int(fields["TCPWATCHD_RECORDS_LOST"]) for fields in told)
 
 
-def play(steps: list[Step], report: Report = "opened", policy: Policy = ALL) -> Machine:
+def play(steps: list[Step], report: Report = "opened", policy: Selection = ALL) -> Machine:
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(Path(folder), report, policy)
         machine.run(steps)
@@ -406,7 +405,7 @@ def test_whatever_is_ignored_and_folded_all_add_up(steps: list[Step]) -> None:
 
 @FEWER
 @given(st.sampled_from(POLICIES), histories("drain", "crash", "restart", "stick"))
-def test_just_what_the_rules_say_is_ignored(policy: Policy, steps: list[Step]) -> None:
+def test_just_what_the_rules_say_is_ignored(policy: Selection, steps: list[Step]) -> None:
     machine = play([*steps, *END_OF_ALL], policy=policy)
     truth, written = machine.count()
     folded, ignored = machine.sum_up()
@@ -428,7 +427,7 @@ def describe_ends(ends: Ends) -> set[str]:
 class Crowd(Machine):
     """Many connections from few sources."""
 
-    def __init__(self, folder: Path, policy: Policy, report: Report) -> None:
+    def __init__(self, folder: Path, policy: Selection, report: Report) -> None:
         super().__init__(folder, report, policy)
         self.told: Counter[str] = Counter()
 
@@ -463,7 +462,7 @@ class Crowd(Machine):
         return counted
 
 
-FOLDED: tuple[Policy, ...] = (([], Limit(1, 2 * TICK)), ([], Limit(2, 1000 * TICK)))
+FOLDED: tuple[Selection, ...] = (([], Limit(1, 2 * TICK)), ([], Limit(2, 1000 * TICK)))
 COMING = "come", "come", "come", "drain", "drain", "pause", "poll", "settle", "stick"
 
 
@@ -478,7 +477,7 @@ def crowds(*names: str) -> st.SearchStrategy[list[Step]]:
     st.sampled_from(["opened", "closed", "both"]),
     crowds("crash", "restart", "reload"),
 )
-def test_what_is_folded_adds_up(policy: Policy, report: Report, steps: list[Step]) -> None:
+def test_what_is_folded_adds_up(policy: Selection, report: Report, steps: list[Step]) -> None:
     """Over kills, restarts and changes of the rules, what opens as what closes."""
     with tempfile.TemporaryDirectory() as folder:
         machine = Crowd(Path(folder), policy, report)
@@ -494,7 +493,7 @@ def test_what_is_folded_adds_up(policy: Policy, report: Report, steps: list[Step
 @FEWER
 @given(st.sampled_from(FOLDED), crowds("die"))
 def test_killed_while_it_writes_what_is_folded_it_repeats_that_batch_at_most(
-    policy: Policy, steps: list[Step]
+    policy: Selection, steps: list[Step]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         machine = Crowd(Path(folder), policy, "opened")
