@@ -68,7 +68,9 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	    chmod 644 $$folder/$$page; \
 	done
 	install -D -m 644 -t $(DESTDIR)$(COMPLETIONDIR) packaging/completions/tcpwatchd
-	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/examples packaging/examples/*.conf
+	for file in $$(cd packaging/examples && find . -name '*.conf'); do \
+	    install -D -m 644 packaging/examples/$$file $(DESTDIR)$(DOCDIR)/examples/$$file || exit 1; \
+	done
 	install -d $(CONFIG).d
 	test -e $(CONFIG) || install -D -m 644 packaging/tcpwatchd.conf $(CONFIG)
 

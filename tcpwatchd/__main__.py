@@ -35,7 +35,7 @@ from tcpwatchd.kernel.setup import (
     set_up_resets,
 )
 from tcpwatchd.kernel.trace import Trace
-from tcpwatchd.output.event import ERROR, NOTICE, WARNING, closings_untold, count, watch_failed
+from tcpwatchd.output.event import ERROR, INFO, NOTICE, WARNING, closings_untold, count, watch_failed
 from tcpwatchd.output.sinks import SINKS, STDERR, STDOUT, JournalSink, Stream
 from tcpwatchd.owners.owners import Owners
 from tcpwatchd.owners.processes import Processes, read_network
@@ -141,7 +141,7 @@ def set_up_resets_for_service(settings: Settings, name: str) -> None:
         else:
             remove_resets(name)
     except (TraceError, OSError) as error:
-        print_error(f"port scans are seen by open ports only: {describe(error)}", NOTICE)
+        print_error(f"port scans are seen by open ports only: {describe(error)}", INFO)
 
 
 def run(

@@ -376,6 +376,8 @@ class PortScan(NamedTuple):
     """Where, packed."""
     is_least: bool
     """Whether there may be more of it."""
+    is_certain: bool
+    """Whether it is a scan without the closed ports too, which anybody can try in the name of another."""
     goes_on: bool
     """Whether it was told before."""
 

@@ -314,7 +314,8 @@ class Watch:
             missed = f"{inbound} inbound and at most {outbound} outbound missed"
         reported = event.describe_totals(totals)
         here = event.count(self._pipeline.open, "open socket")
-        counts = f"{reported} since the start, {missed}; {here} here"
+        scans = f", {event.count(totals['port_scans'], 'port scan')}" if totals["port_scans"] else ""
+        counts = f"{reported} since the start, {missed}{scans}; {here} here"
         trouble = ""
         if self._failed_polls_in_a_row:
             trouble += f"; {event.count(self._failed_polls_in_a_row, 'poll')} failed since the last good one"

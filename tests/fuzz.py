@@ -21,17 +21,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports():
     from tcpwatchd.config import files, flags
-    from tcpwatchd.kernel import btf, pages, tables
+    from tcpwatchd.kernel import btf, pages, resets, tables
     from tcpwatchd.kernel.rows import SKIPPED, Format
     from tcpwatchd.policy import expression
     from tcpwatchd.state import baseline, store
 
-from tcpwatchd.config.settings import SETTINGS
+from tcpwatchd.config.settings import SECTIONS, SETTINGS
 from tcpwatchd.connection import NOBODY, Drain, Formats, Owner
+from tcpwatchd.kernel.instance import RESETS
+from tcpwatchd.output import event
 from tcpwatchd.policy.policy import Policy
+from tcpwatchd.policy.scans import ScanLimits, Scans
 from tests.btf import PATHS, make_description
-from tests.kept import make_full
-from tests.ring import SIZE, make_settings, page, record, word
+from tests.kept import END, END6, make_full, spread
+from tests.ring import SIZE, make_settings, pack_reset, page, record, word
 from tests.table import HEADER4, endpoint4, endpoint6, row
 
 FOLDER = Path(tempfile.mkdtemp(prefix="tcpwatchd-fuzz-"))
@@ -83,6 +86,18 @@ def fuzz_page(text: bytes) -> None:
         assert (found, lost) == ([], 5)
 
 
+def fuzz_resets(text: bytes) -> None:
+    raw = text[:SIZE].ljust(SIZE, b"\0")
+    found, lost = resets.decode_resets(Drain(2**64, [raw], 0, {}), PAGE_LAYOUT, RESET_LAYOUT)
+    assert lost == 0 or (found, lost) == ([], 1)
+    assert found == sorted(found)
+    for _, ends in found:
+        for end in ends:
+            assert len(end) in (6, 18)
+            assert end[-2:] in raw
+            assert end[:-2] in raw
+
+
 def fuzz_baseline(body: bytes) -> None:
     """With a checksum that fits, as no accident makes it."""
     text = baseline.MAGIC + b"%08x\n" % crc32(body) + body
@@ -92,9 +107,13 @@ def fuzz_baseline(body: bytes) -> None:
         return
     again = baseline.parse_baseline(baseline.format_baseline(kept))
     # The tables may hold empty slices, which separate blocks.
-    assert again._replace(blocks=[]) == kept._replace(blocks=[])
+    assert spread(again._replace(blocks=[])) == spread(kept._replace(blocks=[]))
     if kept.policy:
         Policy().restore(kept.policy)
+    scans = Scans(SCAN_LIMITS)
+    scans.restore(kept.scans)
+    for scan in scans.settle(2**64):
+        event.port_scan(scan, 0, 0, 0)
 
 
 def fuzz_log(body: bytes) -> None:
@@ -125,7 +144,8 @@ def fuzz_types(text: bytes) -> None:
 
 def fuzz_config(text: bytes) -> None:
     """As they are, and as what is set under the headings of sections."""
-    for content in (text, b"[Watch]\nInterval=" + text, b"[Rules]\nIgnore=" + text):
+    scan = b"[Scan]\nAllow=" + text + b"\nIgnorePorts=" + text
+    for content in (text, b"[Watch]\nInterval=" + text, b"[Rules]\nIgnore=" + text, scan):
         try:
             settings = load_config(content)
         except files.ConfigError as error:
@@ -168,6 +188,12 @@ def fuzz_expression(raw: bytes) -> None:
         assert found is not None or facts is not ALL_KNOWN
 
 
+def read_reset_layouts() -> tuple[pages.PageLayout, resets.ResetLayout]:
+    formats = read_formats()
+    layout = resets.read_reset_layout((FOLDER / RESETS / "format").read_text())
+    return pages.read_page_layout(formats.page, formats.entry), layout
+
+
 def read_formats() -> Formats:
     make_settings(FOLDER)
     events = FOLDER / "events"
@@ -179,17 +205,20 @@ def make_seeds(target: str) -> list[bytes]:
     line = row(0, endpoint4("10.0.0.5", 80), endpoint4("192.0.2.1", 443), 1, 7)
     wide = row(12345, endpoint6("2001:db8::1", 80), endpoint6("::1", 443), 6, 7, 100000)
     full = baseline.format_baseline(make_full())
+    reset, reset6 = (pack_reset(end.local, end.remote) for end in (END, END6))
     drain = store.DRAIN + store.pack_drain(Drain(1, [b"page"], 3, {0: 4}))
     mark = store.MARK + store.MARK_BODY.pack(1, 2, 3)
     return {
         "table": [line.ljust(149).encode() + b"\n", (line + "\n").encode() * 3, wide.encode()],
         "page": [page(9, record(1), word(29, 0)), page(9, word(30, 1) + bytes(4), record(2))],
+        "resets": [page(9, reset, word(29, 0)), page(9, word(30, 1) + bytes(4), reset6, record(2))],
         "baseline": [full.partition(b"\n")[2]],
         "log": [drain, mark, store.FORMATS + b"a\0b\0c", store.frame(drain[:1], drain[1:])],
         "types": [make_description(), make_description()[HEAD_OF_TYPES:]],
         "config": [
-            b"".join(make_section(name) for name in ("Watch", "Trace", "Rules")),
+            b"".join(map(make_section, SECTIONS)),
             b"1min 30s \\\n 5ms",
+            *map(str.encode, OF_SCANS.values()),
         ],
         "expression": [*EXPRESSIONS],
     }[target]
@@ -197,13 +226,16 @@ def make_seeds(target: str) -> list[bytes]:
 
 def make_section(name: str) -> bytes:
     """With each setting, or with rules."""
-    lines = [f"{one.key} = {one.default or 'x'} \\\n" for one in SETTINGS if one.section == name]
+    settings = [one for one in SETTINGS if one.section == name]
+    lines = [f"{one.key} = {one.default or OF_SCANS.get(one.key, 'x')} \\\n" for one in settings]
     rules = [b"Ignore=" + one + b"\n" for one in EXPRESSIONS if name == "Rules"]
     return f"[{name}]\n# A comment\n".encode() + "\n".join(lines).encode() + b"\n" + b"".join(rules)
 
 
 FORMATS = read_formats()
+PAGE_LAYOUT, RESET_LAYOUT = read_reset_layouts()
 CONFIG = FOLDER / "config"
+OF_SCANS = {"Allow": "10.0.0.0/8 ::1", "IgnorePorts": "6000 7000-7010"}
 CONFIG_FLAGS = flags.parse_arguments(["--config", str(CONFIG)])
 EXPRESSIONS = (
     b"ingress and src net 10.0.0.0/8 or (ip6 && not dst port 8000-8999)",
@@ -219,8 +251,9 @@ FACTS = [
     )
 ]
 ALL_KNOWN = FACTS[-1]
+SCAN_LIMITS = ScanLimits(3, 100, 20, 10, 1000, (), (), 64)
 TARGETS = {"table": fuzz_table, "page": fuzz_page, "baseline": fuzz_baseline, "log": fuzz_log}
-TARGETS |= {"types": fuzz_types, "config": fuzz_config, "expression": fuzz_expression}
+TARGETS |= {"resets": fuzz_resets, "types": fuzz_types, "config": fuzz_config, "expression": fuzz_expression}
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)

@@ -24,5 +24,6 @@ class Traffic:
         assert self._process.stdout
         return json.loads(self._process.stdout.readline())
 
-    def end(self) -> None:
-        self._process.communicate(timeout=60)
+    def end(self) -> str:
+        """What else it said."""
+        return self._process.communicate(timeout=60)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tcpwatchd.connection import (
     NOTHING_KNOWN,
     Caller,
@@ -15,6 +17,7 @@ from tcpwatchd.connection import (
     Listener,
     Owner,
     OwnersKnown,
+    Reset,
     Row,
     Socket,
     TcpState,
@@ -24,6 +27,7 @@ from tcpwatchd.output.event import Event, poll_failed
 from tcpwatchd.policy.folding import Limit
 from tcpwatchd.policy.policy import Policy
 from tcpwatchd.policy.rules import compile_rule
+from tcpwatchd.policy.scans import NOTHING_SCANNED, Ports, Scan, ScanLimits, Scans, ScansKnown
 from tcpwatchd.state.baseline import Baseline
 from tcpwatchd.tracking.closings import Closings
 
@@ -46,6 +50,42 @@ CLOSING = Transition(
 
 def make_baseline(known: Known = NOTHING_KNOWN, blocks: list[list[set[bytes]]] = NO_TABLES) -> Baseline:
     return Baseline(1, 1, None, 0, {}, [], known, [], [], blocks)
+
+
+def make_scans() -> ScansKnown:
+    """A source that tried one place, one that tried two, a scan that was told and goes on, and a slow one."""
+    scans = Scans(ScanLimits(3, 100, None, 5, 1000, (), (), 64), hears_resets=True)
+    scans.addresses = frozenset({HERE.address, HERE6.address})
+    scans.follow([CONNECTION, CONNECTION._replace(source=THERE6, destination=HERE6)])
+    places = [HERE.address + port.to_bytes(2, "big") for port in range(1, 8)]
+    sources = [bytes((192, 0, 2, last, 4, 0)) for last in (1, 2, 3)]
+    tries = [(sources[0], place, 6) for place in places[:2]]
+    tries += [(sources[1], place, 7) for place in places[:4]]
+    tries += [(sources[2], place, 8 + 40 * number) for number, place in enumerate(places[:6])]
+    tries += [
+        (THERE6[:15] + bytes((number, 4, 0)), HERE6[:16] + place[4:], 9)
+        for number, place in enumerate(places)
+    ]
+    resets = [Reset(time, End(Endpoint(place), Endpoint(source))) for source, place, time in tries]
+    scans.follow_resets(resets, 0, 10)
+    scans.settle(2_000_000_100)
+    more = [(Endpoint(places[-1]), sources[1]), (THERE, sources[1][:4] + b"\0\x50")]
+    scans.follow_resets([Reset(99, End(place, Endpoint(source))) for place, source in more], 3, 2_000_000_200)
+    scans.note_called([THERE, HERE6])
+    return scans.known._replace(uncounted=7)
+
+
+def spread(kept: Baseline) -> tuple[Baseline, Any]:
+    """What can be compared: a scan is an object, that equals no other."""
+    return kept._replace(scans=NOTHING_SCANNED), list_fields(kept.scans)
+
+
+def list_fields(known: Any) -> Any:
+    if isinstance(known, Scan):
+        return {name: list_fields(getattr(known, name)) for name in Scan.__slots__}
+    if isinstance(known, Ports):
+        return dict(known.blocks)
+    return [*map(list_fields, known)] if isinstance(known, (list, tuple)) else known
 
 
 def make_full() -> Baseline:
@@ -91,5 +131,5 @@ def make_full() -> Baseline:
     policy.fold([CONNECTION, CONNECTION, closed, closed, closed])
     for found in (named, CONNECTION, loud):
         policy.choose(found, lambda connection: connection)
-    kept = owners, open_known, 17, policy.known
+    kept = owners, open_known, 17, policy.known, make_scans()
     return Baseline(1, 1, 4026, 99, taken, deferred, known, waiting, counters, blocks, 98, *kept)

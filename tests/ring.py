@@ -23,6 +23,8 @@ SIZE = 4096
 MISSED, COUNTED = 1 << 31, 1 << 30
 FULL = 40
 """Records of a page that is filled."""
+RESET_EVENT = 2280
+"""The number of tcp_send_reset in the fixture."""
 BUFFER = 1 << 20
 
 
@@ -45,6 +47,23 @@ def record(skaddr: int, delta: int = 1) -> bytes:
     return pack_record(skaddr, 2, 1, *ends, delta=delta)
 
 
+def pack_reset(
+    local: Endpoint, remote: Endpoint, delta: int = 1, event: int = RESET_EVENT, family: int = 0
+) -> bytes:
+    """An entry of tcp_send_reset; `family` is another than the addresses'."""
+    ends = (pack_sockaddr(local, family), pack_sockaddr(remote, family))
+    return word(22, delta) + struct.pack(
+        "<HBBiQQiI28s28s", event, 0, 0, 0, 0xFFFF888100000000, 0, 0, 1, *ends
+    )
+
+
+def pack_sockaddr(end: Endpoint, family: int = 0) -> bytes:
+    """Ports and addresses in the order of the network; IPv6 has a label before its address."""
+    if end.is_ipv4:
+        return struct.pack("<H2s4s", family or 2, end[-2:], end.address)
+    return struct.pack("<H2s4s16s", family or 10, end[-2:], b"\xff\xff\xff\xff", end.address)
+
+
 def page(stamp: int, *entries: bytes, flags: int = 0, lost: int | None = None) -> bytes:
     data = b"".join(entries)
     counted = b"" if lost is None else struct.pack("<Q", lost)
@@ -53,17 +72,17 @@ def page(stamp: int, *entries: bytes, flags: int = 0, lost: int | None = None) -
     return (struct.pack("<QQ", stamp, commit) + data + counted).ljust(SIZE, b"\0")
 
 
-def make_settings(root: Path, closing: bool = False) -> None:
+def make_settings(root: Path, closing: bool = False, event: str = TRACEPOINT) -> None:
     shutil.copytree(FIXTURE / "events", root / "events", dirs_exist_ok=True)
-    for file, value in {**list_settings(TRACEPOINT, closing), "buffer_size_kb": "512"}.items():
+    for file, value in {**list_settings(event, closing), "buffer_size_kb": "512"}.items():
         text = {"trace_clock": f"local [{value}]", "tracing_cpumask": "ffffffff"}.get(file, value)
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_text(f"{text}\n")
 
 
-def make_instance(root: Path, *cpus: bytes, overrun: int = 0) -> str:
+def make_instance(root: Path, *cpus: bytes, overrun: int = 0, event: str = TRACEPOINT) -> str:
     """An instance with these pages to be read."""
-    make_settings(root)
+    make_settings(root, event=event)
     for number, pages in enumerate(cpus):
         cpu = root / "per_cpu" / f"cpu{number}"
         cpu.mkdir(parents=True)

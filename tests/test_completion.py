@@ -33,7 +33,7 @@ def complete(*words: str) -> list[str]:
 
 
 def test_every_flag() -> None:
-    flags = set(re.findall(r"--[a-z-]+", run_program("--help").stdout))
+    flags = set(re.findall(r"--[a-z0-9-]+", run_program("--help").stdout))
     for words in [("",), ("--",), ("--once", ""), ("--interval", "5", "--")]:
         assert set(complete(*words)) == flags
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from configparser import ConfigParser
 from typing import NamedTuple
 
 import pytest
 
 from tcpwatchd.config.flags import load, parse_arguments
-from tcpwatchd.connection import NOBODY, Connection, Direction, Endpoint, Owner, TcpState, unmap
+from tcpwatchd.connection import NOBODY, Connection, Direction, Endpoint, Owner, PortScan, TcpState, unmap
+from tcpwatchd.output import event
 from tcpwatchd.policy.rules import Rules
 from tests.daemon import PROJECT, run_program
 
 FOLDER = PROJECT / "packaging/examples"
 OF_THE_UNIT = "journal-namespace.conf"
+OF_FAIL2BAN = {f"fail2ban/{folder}/tcpwatchd.conf" for folder in ("action.d", "filter.d", "jail.d")}
+"""Tried for good by tests/system/test_fail2ban.py."""
+PREFIX, SUBNET = r"\S+ tcpwatchd\[\d+\]: ", r"(?P<subnet>[0-9a-f.:]+(?:/\d+)?)"
+"""What fail2ban puts there, in short."""
+SCAN = PortScan(
+    bytes((192, 0, 2, 7)), None, 0, 0, [22], [1, 2, 3], [bytes((10, 0, 0, 5))], False, False, False
+)
 NGINX = Owner(user=33, user_name="www-data", unit="nginx.service", name="nginx")
 UPDATES = Owner(user=42, user_name="_apt", unit="apt-daily-upgrade.service", name="https")
 MONITORING = Owner(user=998, user_name="monitoring", unit="agent.service", name="agent")
@@ -97,7 +106,8 @@ def pack(address: str, port: int) -> Endpoint:
 
 
 def test_each_example_is_tried() -> None:
-    assert {path.name for path in FOLDER.iterdir()} == {*CASES, OF_THE_UNIT}
+    files = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file()}
+    assert files == {*CASES, OF_THE_UNIT, *OF_FAIL2BAN}
 
 
 @pytest.mark.parametrize(
@@ -123,3 +133,60 @@ def test_the_one_of_the_unit_sets_the_namespace_alone() -> None:
     unit = ConfigParser()
     unit.read(FOLDER / OF_THE_UNIT)
     assert {name: dict(unit[name]) for name in unit.sections()} == {"Service": {"lognamespace": "tcpwatchd"}}
+
+
+@pytest.mark.parametrize("name", sorted(OF_FAIL2BAN))
+def test_those_of_fail2ban_say_where_they_go(name: str) -> None:
+    text = (FOLDER / name).read_text()
+    (folder,) = re.findall(r"^# Copy to /etc/(fail2ban/\w+\.d)\b", text, re.MULTILINE)
+    assert f"{folder}/tcpwatchd.conf" == name
+    assert all(len(line) <= 110 for line in text.splitlines())
+
+
+def read_fail2ban(folder: str) -> ConfigParser:
+    parser = ConfigParser({"__prefix_line": PREFIX})
+    parser.read(FOLDER / f"fail2ban/{folder}/tcpwatchd.conf")
+    return parser
+
+
+SIX, NETWORK = bytes.fromhex("20010db8000100020000000000000005"), bytes.fromhex("20010db800010002" + 16 * "0")
+SCANS = {
+    "one": ("192.0.2.7", SCAN),
+    "one that goes on": ("192.0.2.7", SCAN._replace(goes_on=True, is_least=True)),
+    "one port more": ("192.0.2.7", SCAN._replace(goes_on=True, closed_ports=[])),
+    "several addresses": ("192.0.2.7", SCAN._replace(destinations=[bytes(4), bytes(4)])),
+    "a port at many": (
+        "192.0.2.7",
+        SCAN._replace(closed_ports=[], destinations=[bytes(4)] * 256, is_least=True),
+    ),
+    "IPv6": ("2001:db8:1:2::5", SCAN._replace(address=SIX)),
+    "a network": ("2001:db8:1:2::/64", SCAN._replace(address=SIX, network=(NETWORK, 64), goes_on=True)),
+}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_fail2ban_finds_who_scans(name: str) -> None:
+    source, scan = SCANS[name]
+    line = f"host tcpwatchd[12]: {event.port_scan(scan, 0, 0, 0).fields['MESSAGE']}"
+    found = re.search(read_fail2ban("filter.d")["Definition"]["failregex"].replace("<SUBNET>", SUBNET), line)
+    assert found
+    assert found["subnet"] == source
+
+
+def test_fail2ban_takes_nobody_else_for_one() -> None:
+    pattern = read_fail2ban("filter.d")["Definition"]["failregex"].replace("<SUBNET>", SUBNET)
+    message = event.port_scan(SCAN, 0, 0, 0).fields["MESSAGE"]
+    others = [event.scans_uncounted(7, 0).fields["MESSAGE"], f"New connection: {message}", f"{message} (x)"]
+    for other in (*others, message.replace("192.0.2.7", "a.example"), f"{message} {message}"):
+        assert not re.search(pattern, f"host tcpwatchd[12]: {other}"), other
+
+
+def test_fail2ban_reads_what_the_service_itself_wrote_of_scans() -> None:
+    """Also by the line that is not in force."""
+    one = f"MESSAGE_ID={event.PORT_SCAN} _SYSTEMD_UNIT=tcpwatchd.service"
+    assert read_fail2ban("filter.d")["Definition"]["journalmatch"] == one
+    text = (FOLDER / "fail2ban/filter.d/tcpwatchd.conf").read_text()
+    certain = event.port_scan(SCAN._replace(is_certain=True), 0, 0, 0).fields["TCPWATCHD_SOURCE"]
+    assert f"\n#journalmatch = %(_entries)s TCPWATCHD_SOURCE={certain}\n" in text
+    jail = read_fail2ban("jail.d")["tcpwatchd"]
+    assert [jail[key] for key in ("backend", "filter", "banaction")] == ["systemd", "tcpwatchd", "tcpwatchd"]

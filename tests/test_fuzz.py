@@ -15,7 +15,9 @@ FUZZER = Path(__file__).with_name("fuzz.py")
 RUNS = int(os.environ.get("FUZZ_RUNS", "10000"))
 
 
-@pytest.mark.parametrize("target", ["table", "page", "baseline", "log", "types", "config", "expression"])
+@pytest.mark.parametrize(
+    "target", ["table", "page", "resets", "baseline", "log", "types", "config", "expression"]
+)
 def test_fuzz(target: str, tmp_path: Path) -> None:
     flags = [f"-runs={RUNS}", "-max_len=4096", "-seed=1"]
     place = {"cwd": tmp_path, "env": {**os.environ, "TMPDIR": str(tmp_path)}}

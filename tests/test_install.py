@@ -25,8 +25,11 @@ def test_units_run_what_is_installed_and_nothing_stays(tmp_path: Path, prefix: s
     share = tmp_path / prefix[1:] / "share"
     page = (share / "man/man5/tcpwatchd.conf.5").read_text()
     (examples,) = re.findall(r"^\.It Pa /(.*/examples)$", page, re.MULTILINE)
-    installed, ours = tmp_path / examples, PROJECT / "packaging/examples"
-    assert {path.name for path in installed.iterdir()} == {path.name for path in ours.iterdir()}
+    installed, ours = (
+        {path.relative_to(folder) for path in folder.rglob("*.conf")}
+        for folder in (tmp_path / examples, PROJECT / "packaging/examples")
+    )
+    assert installed == ours
     assert (share / "bash-completion/completions/tcpwatchd").exists()
     run("make", "-C", PROJECT, "uninstall", *where)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []

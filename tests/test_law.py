@@ -34,6 +34,7 @@ MORE = {
 PURE = ("tracking.tracker", "tracking.comparison", "tracking.audit", "tracking.closings", "tracking.packed",
         "kernel.pages", "kernel.rows",
         "policy.expression", "policy.rules", "policy.folding", "policy.policy", "policy.scans",
+        "policy.sources",
         "output.event", "state.baseline", "connection", "failure")  # fmt: skip
 LONGEST = 50
 MODULES = sorted(

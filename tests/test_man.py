@@ -12,11 +12,13 @@ import pytest
 
 from tcpwatchd.config.files import DROP_IN_FOLDERS, MAIN, MAIN_FOLDER, MOST_BYTES
 from tcpwatchd.config.flags import load, parse_arguments
-from tcpwatchd.config.settings import RULE_HELP, SECTIONS, SETTINGS, Setting
-from tcpwatchd.connection import Closed, Owner
+from tcpwatchd.config.settings import RULE_HELP, RULES_SECTION, SCAN_SECTION, SECTIONS, SETTINGS, Setting
+from tcpwatchd.connection import Closed, Owner, PortScan
 from tcpwatchd.output import event
 from tcpwatchd.policy.expression import DEEPEST, SYMBOLS, WORDS
 from tcpwatchd.policy.folding import MOST_GROUPS
+from tcpwatchd.policy.scans import MOST_SCANS
+from tcpwatchd.policy.sources import MOST_SINGLE, MOST_SOURCES
 from tests.daemon import Daemon, run_program
 from tests.kept import CONNECTION
 from tests.namespace import run
@@ -48,7 +50,7 @@ def strip_macros(line: str) -> str:
 
 
 def test_every_flag_and_no_other() -> None:
-    flags = set(re.findall(r"--[a-z-]+", run_program("--help").stdout))
+    flags = set(re.findall(r"--[a-z0-9-]+", run_program("--help").stdout))
     items = re.findall(r"^\.It (Fl .*)$", read_section("DESCRIPTION"), re.MULTILINE)
     assert {f"-{name}" for item in items for name in re.findall(r"Fl (-\S+)", item)} == flags
     synopsis = {f"-{name}" for name in re.findall(r"Fl (-\S+)", read_section("SYNOPSIS"))}
@@ -73,7 +75,10 @@ def test_every_value_and_default(setting: Setting) -> None:
 def test_every_key_and_no_other() -> None:
     text = read_section("SETTINGS", FILE_PAGE)
     assert re.findall(r"^\.Ss Section \[(\w+)\]$", text, re.MULTILINE) == list(SECTIONS)
-    keys = [*[setting.key for setting in SETTINGS], *RULE_HELP]
+    keys = []
+    for section in SECTIONS:
+        keys += [setting.key for setting in SETTINGS if setting.section == section]
+        keys += RULE_HELP if section == RULES_SECTION else []
     assert re.findall(r"^\.It Cm (\w+)=", text, re.MULTILINE) == keys
 
 
@@ -89,8 +94,11 @@ def test_every_word_of_the_grammar_and_no_other() -> None:
 
 def test_what_a_reload_changes() -> None:
     text = read_section("RELOAD", FILE_PAGE)
-    (changed,) = re.findall(r"^A reload changes\n\.Cm (.*)$", text, re.MULTILINE)
-    assert set(re.findall(r"\w+", changed)) == {one.key for one in SETTINGS if not one.needs_restart}
+    form = r"^A reload changes\n\.Cm (.*) ,\nthe rules, and all of\n\.Ql \[(\w+)\]\nbut\n\.Cm (.*) \.$"
+    ((named, section, but),) = re.findall(form, text, re.MULTILINE)
+    changed = {one.key for one in SETTINGS if one.section == section} - set(re.findall(r"\w+", but))
+    changed.update(re.findall(r"\w+", named))
+    assert (section, changed) == (SCAN_SECTION, {one.key for one in SETTINGS if not one.needs_restart})
     others = " ".join(re.findall(r"^\.It Cm (.*)$", text, re.MULTILINE))
     assert set(re.findall(r"\w+", others)) == {one.key for one in SETTINGS if one.needs_restart}
 
@@ -102,6 +110,11 @@ def test_files_and_bounds() -> None:
     assert f"Up to {DEEPEST} parentheses" in FILE_PAGE
     assert f"At most {MOST_GROUPS:,} kinds" in FILE_PAGE
     assert f"at most {MOST_BYTES >> 20} MiB" in FILE_PAGE
+    bounds = f"Of {MOST_SINGLE:,} sources that tried one port and {MOST_SOURCES:,} that tried more"
+    assert bounds in FILE_PAGE
+    assert f"{MOST_SCANS:,} scans are followed at once" in FILE_PAGE
+    assert event.MOST_LISTED == 100
+    assert "the first hundred ranges" in PAGE
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
@@ -135,11 +148,15 @@ def test_every_field() -> None:
     folded = [event.connections_opened(connection, 2, 0, 0), event.connections_closed(closed, 2, 0, 0)]
     names = "reported", "reported_closed", "folded", "folded_closed", "ignored"
     others += [*folded, event.connections_counted(0, [("x:1", 1)], 1, 1, dict.fromkeys(names, 1), 0)]
+    here = [bytes((10, 0, 0, last)) for last in (1, 2)]
+    scan = PortScan(bytes(16), (bytes(16), 64), 0, 0, [1], [2], here, False, False, False)
+    others += [event.port_scan(one, 0, 0, 0) for one in (scan, scan._replace(destinations=here[:1]))]
+    others += [event.scans_uncounted(1, 0), event.resets_failed("", 0), event.resets_recovered(0)]
     fields = {name for made in others for name in made.fields}
     text = read_section("JOURNAL FIELDS")
     named = re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bMESSAGE\b|\bPRIORITY\b", text)
     assert set(named) == fields | set(stopped)
-    for made in folded:
+    for made in (*folded, event.port_scan(scan, 0, 0, 0)):
         assert made.fields["EVENT_ACTION"] in text
         assert made.fields["MESSAGE_ID"] in text
 

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tcpwatchd.clock import boot_ns, now
 from tcpwatchd.connection import End, TcpState, Transition
+from tcpwatchd.kernel.instance import RESETS
+from tcpwatchd.kernel.resets import Resets
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
 from tcpwatchd.owners.owners import Owners
 from tcpwatchd.owners.users import Users
-from tcpwatchd.pipeline import TALLY_EVERY, Pipeline
+from tcpwatchd.pipeline import REPORT_ALL, TALLY_EVERY, Pipeline
 from tcpwatchd.policy.folding import Limit
 from tcpwatchd.policy.policy import Selection
 from tcpwatchd.policy.rules import compile_rule
+from tcpwatchd.policy.scans import HOLD, MOST_SCANS, ScanLimits
 from tcpwatchd.service.notify import Notifier
 from tcpwatchd.service.signals import Signals
 from tcpwatchd.state.store import Store
 from tcpwatchd.watch import Watch
 from tests.kept import END, HERE
 from tests.model import pack
-from tests.ring import Ring
+from tests.ring import COUNTED, MISSED, Ring, make_instance, pack_reset, page
 from tests.state.test_recovery import Reader
 from tests.table import endpoint4, row, write_counters, write_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 OTHER = End(HERE, pack(("192.0.2.57", 5002)))
 
 
 class Watched:
-    """A pipeline over tables and an instance made of files, in one folder."""
+    """A pipeline over tables and instances made of files, in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        for name in ("net", "trace", "run"):
+    def __init__(self, folder: Path, selection: Selection = REPORT_ALL) -> None:
+        for name in ("net", "trace", "run", "resets"):
             (folder / name).mkdir()
         self.net, self.instance, self._run = folder / "net", folder / "trace", str(folder / "run")
+        self.selection, self.of_resets = selection, folder / "resets"
+        make_instance(self.of_resets, b"", event=RESETS)
         self.statistics = self.instance / "per_cpu/cpu0/stats"
         write_counters(self.net)
         self.show()
@@ -52,13 +59,16 @@ class Watched:
         self.store = Store(self._run)
         self.users = Broken()
         owners = Owners(0, users=self.users)
-        self.pipeline = Pipeline(self.reader, self.store, self.trace, owners, root=str(self.net))
+        self.resets = Resets(str(self.of_resets))
+        self.pipeline = Pipeline(self.reader, self.store, self.trace, owners, root=str(self.net),
+                                 selection=self.selection, resets=self.resets)  # fmt: skip
         self.pipeline.resume()
         self.poll()
 
     def end(self) -> None:
         """As a process that is killed."""
         self.trace.close()
+        self.resets.close()
         self.store.close()
 
     def show(self, *ends: End) -> None:
@@ -66,12 +76,23 @@ class Watched:
         rows = [row(number, here, there, 1, 100) for number, (here, there) in enumerate(pairs)]
         write_tables(self.net, rows, [])
 
-    def tell(self, *ends: End) -> None:
-        """That these were accepted just now."""
+    def tell(self, *ends: End, ago: int = 0) -> None:
+        """That these were accepted just now, or so many nanoseconds ago."""
         for end in ends:
-            opened = Transition(boot_ns(), id(end), TcpState.SYN_RECV, TcpState.ESTABLISHED, end, 1)
+            opened = Transition(boot_ns() - ago, id(end), TcpState.SYN_RECV, TcpState.ESTABLISHED, end, 1)
             self.ring.write([opened])
         self.ring.count(read=True)
+
+    def refuse(self, *ports: int, ago: int = 0, source: str = "192.0.2.56", lost: int = 0) -> None:
+        """That these were closed."""
+        entries = [pack_reset(pack((HERE.ip, port)), pack((source, 40000)), delta=0) for port in ports]
+        flags = {"flags": MISSED | COUNTED, "lost": lost} if lost else {}
+        pipe = os.open(self.of_resets / "per_cpu/cpu0/trace_pipe_raw", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(pipe, page(boot_ns() - ago, *entries, **flags))
+        os.close(pipe)
+
+    def list_told(self, message_id: str) -> list[Mapping[str, str]]:
+        return [new.fields for new in self.reader.events if new.fields["MESSAGE_ID"] == message_id]
 
     def poll(self) -> None:
         self.pipeline.poll()
@@ -254,9 +275,200 @@ def test_what_was_open_before_is_counted_apart(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     watched.end()
     watched.show(END, OTHER)
-    pipeline = Pipeline(Reader(), Store(None), None, Owners(0), root=str(watched.net),
-                        selection=Selection([compile_rule("Ignore", "host 192.0.2.56", "/etc/x.conf", 7, int)]))  # fmt: skip
+    selection = Selection([compile_rule("Ignore", "host 192.0.2.56", "/etc/x.conf", 7, int)])
+    pipeline = Pipeline(Reader(), Store(None), None, Owners(0), root=str(watched.net), selection=selection)
     pipeline.poll()
     pipeline.send()
     totals = pipeline.totals
     assert (totals["ignored"], totals["ignored_startup"], totals["reported_startup"]) == (1, 1, 1)
+
+
+SECOND = 1_000_000_000
+SCANS = Selection(scan=ScanLimits(3, 60 * SECOND, None, None, 60 * SECOND, (), (), 64))
+LONG_AGO = HOLD + SECOND
+"""What was found then is told at once."""
+
+
+@pytest.fixture
+def scanned(tmp_path: Path) -> Iterator[Watched]:
+    """Where port scans are looked for."""
+    made = Watched(tmp_path, SCANS)
+    yield made
+    made.end()
+    made.ring.close()
+
+
+def accepted(*ports: int) -> list[End]:
+    return [End(pack((HERE.ip, port)), pack(("192.0.2.56", 40000 + port))) for port in ports]
+
+
+def test_a_scan_is_told_by_what_was_accepted_and_what_was_refused(scanned: Watched) -> None:
+    began = now()
+    scanned.tell(*accepted(80, 443), ago=LONG_AGO)
+    scanned.refuse(8, 9, ago=LONG_AGO)
+    scanned.poll()
+    (told,) = scanned.list_told(event.PORT_SCAN)
+    assert told["MESSAGE"] == "Port scan: 192.0.2.56 tried 4 ports of this host"
+    ports = told["TCPWATCHD_OPEN_PORTS"], told["TCPWATCHD_CLOSED_PORTS"], told["TCPWATCHD_SEEN_BY"]
+    assert ports == ("80,443", "8-9", "accept,reset")
+    assert told["DESTINATION_IP"] == HERE.ip
+    before = [event.format_utc(began + seconds * 1_000_000 - LONG_AGO // 1000) for seconds in (-1, 2)]
+    assert before[0] < told["EVENT_START"] <= told["EVENT_END"] < before[1]
+    assert scanned.count(event.CONNECTION_OPENED) == 2
+    assert scanned.pipeline.totals["port_scans"] == 1
+
+
+def test_resets_are_read_as_connections_come_and_as_they_are_due(scanned: Watched) -> None:
+    """Not at each drain: whoever scans would decide how often."""
+    pipeline = scanned.pipeline
+    assert pipeline.next_settling is None
+    pipeline._read_resets_at = 0
+    scanned.refuse(1, 2, 3)
+    scanned.drain()
+    assert pipeline._scans.known.places == []
+    scanned.tell(*accepted(80))
+    began = boot_ns()
+    scanned.drain()
+    assert pipeline.next_settling is not None
+    assert began - SECOND < pipeline.next_settling - HOLD <= boot_ns()
+    scanned.refuse(4, 5)
+    scanned.tell(*accepted(443))
+    scanned.drain()
+    ((_, scan),) = pipeline._scans.known.scans
+    assert list(scan.ports) == [1, 2, 3, 80, 443]
+    pipeline.settle()
+    assert scanned.count(event.PORT_SCAN) == 0
+    assert list(scan.ports) == [1, 2, 3, 4, 5, 80, 443]
+
+
+def test_what_was_told_of_a_scan_is_not_told_by_the_next_process(scanned: Watched) -> None:
+    """Though this one is killed before it is written; and what it holds is told."""
+    scanned.refuse(1, 2, 3, 4, ago=LONG_AGO)
+    scanned.refuse(1, 2, 3, 4, source="192.0.2.57", ago=HOLD - SECOND // 3)
+    scanned.pipeline.poll()
+    scanned.end()
+    scanned.start()
+    assert [told["SOURCE_IP"] for told in scanned.list_told(event.PORT_SCAN)] == ["192.0.2.56"]
+    scanned.end()
+    scanned.start()
+    assert scanned.count(event.PORT_SCAN) == 1
+    assert scanned.pipeline.next_settling
+    time.sleep((scanned.pipeline.next_settling - boot_ns()) / SECOND)
+    scanned.pipeline.settle()
+    scanned.pipeline.send()
+    assert [told["SOURCE_IP"][-1] for told in scanned.list_told(event.PORT_SCAN)] == ["6", "7"]
+
+
+def test_resets_that_cannot_be_read_are_told_once_and_when_that_is_over(scanned: Watched) -> None:
+    """Connections are reported meanwhile."""
+    clock = scanned.of_resets / "trace_clock"
+    clock.unlink()
+    clock.mkdir()
+    for _ in range(2):
+        scanned.poll()
+    scanned.tell(END)
+    scanned.poll()
+    scanned.pipeline.settle()
+    assert (scanned.count(event.RESETS_FAILED), scanned.count(event.RESETS_RECOVERED)) == (1, 0)
+    assert "trace_clock" in scanned.list_told(event.RESETS_FAILED)[0]["ERROR_MESSAGE"]
+    assert scanned.count(event.CONNECTION_OPENED) == 1
+    clock.rmdir()
+    clock.write_text("local [boot]\n")
+    for _ in range(2):
+        scanned.poll()
+    assert (scanned.count(event.RESETS_FAILED), scanned.count(event.RESETS_RECOVERED)) == (1, 1)
+    told = event.TRACE_FAILED, event.TRACE_CHANGED, event.TRACE_GAP
+    assert [scanned.count(message_id) for message_id in told] == [0, 0, 0]
+
+
+def test_a_cpu_whose_resets_cannot_be_read_is_told_too(scanned: Watched) -> None:
+    statistics = scanned.of_resets / "per_cpu/cpu0/stats"
+    good = statistics.read_text()
+    statistics.write_text("nothing that is known\n")
+    scanned.refuse(1, 2, 3, 4, ago=LONG_AGO)
+    for _ in range(2):
+        scanned.poll()
+    assert (scanned.count(event.RESETS_FAILED), scanned.count(event.PORT_SCAN)) == (1, 0)
+    statistics.write_text(good)
+    scanned.pipeline.settle()
+    scanned.poll()
+    assert (scanned.count(event.RESETS_FAILED), scanned.count(event.RESETS_RECOVERED)) == (1, 1)
+    assert scanned.count(event.PORT_SCAN) == 1
+
+
+def test_an_instance_of_resets_that_was_changed_is_repaired_in_silence(scanned: Watched) -> None:
+    (scanned.of_resets / "tracing_on").write_text("0\n")
+    scanned.poll()
+    assert (scanned.of_resets / "tracing_on").read_text() == "1"
+    assert scanned.count(event.RESETS_FAILED) == 0
+
+
+def test_resets_that_were_lost_are_counted_and_make_a_scan_the_least(scanned: Watched) -> None:
+    scanned.refuse(1, 2, 3, 4, ago=LONG_AGO, lost=41)
+    scanned.poll()
+    (told,) = scanned.list_told(event.PORT_SCAN)
+    assert told["MESSAGE"] == "Port scan: 192.0.2.56 tried at least 4 ports of this host"
+    assert scanned.pipeline.totals["resets_lost"] == 41
+
+
+def test_other_limits_begin_anew_and_what_was_found_by_those_before_is_told(scanned: Watched) -> None:
+    """But rules alone do not."""
+    scanned.refuse(1, 2, 3, 4)
+    scanned.poll()
+    rules = [compile_rule("Ignore", "src host 192.0.2.56", "/etc/x.conf", 7, int)]
+    scanned.pipeline.switch(SCANS._replace(rules=rules))
+    scanned.pipeline.send()
+    assert scanned.count(event.PORT_SCAN) == 0
+    assert SCANS.scan
+    scanned.pipeline.switch(Selection(scan=SCANS.scan._replace(ports=4)))
+    scanned.pipeline.send()
+    assert scanned.count(event.PORT_SCAN) == 1
+    scanned.refuse(5, 6, 7, 8, ago=LONG_AGO)
+    scanned.poll()
+    assert scanned.count(event.PORT_SCAN) == 1
+    scanned.refuse(9, ago=LONG_AGO)
+    scanned.poll()
+    assert [told["EVENT_COUNT"] for told in scanned.list_told(event.PORT_SCAN)] == ["4", "5"]
+
+
+def test_what_is_ignored_is_a_scan_too(scanned: Watched) -> None:
+    scanned.pipeline.switch(SCANS._replace(rules=[compile_rule("Ignore", "ip", "/etc/x.conf", 7, int)]))
+    scanned.tell(*accepted(1, 2, 3, 4), ago=LONG_AGO)
+    scanned.poll()
+    assert (scanned.count(event.CONNECTION_OPENED), scanned.count(event.PORT_SCAN)) == (0, 1)
+
+
+def test_where_nothing_is_kept_the_end_tells_of_scans(tmp_path: Path) -> None:
+    """Else the next process does."""
+    for kept, entries in ((False, 1), (True, 0)):
+        folder = tmp_path / f"{entries}"
+        folder.mkdir()
+        watched = Watched(folder)
+        watched.end()
+        reader, trace = Reader(), Trace(str(watched.instance))
+        pipeline = Pipeline(
+            reader,
+            Store(str(folder) if kept else None),
+            trace,
+            Owners(0),
+            root=str(watched.net),
+            selection=SCANS,
+        )
+        pipeline.resume()
+        watched.tell(*accepted(1, 2, 3, 4))
+        pipeline.finish(lambda _totals: event.poll_recovered(1, 0), 0)
+        pipeline.send()
+        trace.close()
+        assert sum(new.fields["MESSAGE_ID"] == event.PORT_SCAN for new in reader.events) == entries
+
+
+def test_scans_that_are_too_many_are_told_by_their_number(scanned: Watched) -> None:
+    for number in range(MOST_SCANS + 5):
+        source = f"198.51.{number // 250}.{number % 250}"
+        scanned.refuse(1, 2, 3, 4, ago=LONG_AGO, source=source)
+        if number % 10 == 9:
+            scanned.pipeline.settle()
+    for _ in range(2):
+        scanned.poll()
+    assert scanned.count(event.PORT_SCAN) == MOST_SCANS
+    assert [told["EVENT_COUNT"] for told in scanned.list_told(event.SCANS_UNCOUNTED)] == ["5"]

@@ -27,6 +27,8 @@ RUN = ("Install", "Install from the source", "Read", "Configure", "Upgrade and r
 """Sections whose commands are run in containers."""
 IN_MACHINES = ("Who", "How long, how much")
 """Run in a virtual machine (tests/system/test_machine.py), whose kernel tells of owners and of bytes."""
+WITH_FAIL2BAN = ("Port scans",)
+"""Run beside it (tests/system/test_fail2ban.py)."""
 
 
 def read_blocks(section: str) -> list[list[str]]:
@@ -45,7 +47,9 @@ def test_each_shell_block_is_run() -> None:
     """`make run` by a test here, `make test` by whoever runs this."""
     others = README.split("\n## Install\n")[0] + README.split("\n## Flags\n")[1]
     assert re.findall(r"^```sh\n(.*?)\n```", others, re.MULTILINE) == ["make run", "make test"]
-    assert README.count("```sh\n") == 2 + sum(len(read_blocks(section)) for section in (*RUN, *IN_MACHINES))
+    assert README.count("```sh\n") == 2 + sum(
+        len(read_blocks(section)) for section in (*RUN, *IN_MACHINES, *WITH_FAIL2BAN)
+    )
 
 
 def test_every_message_is_explained() -> None:
@@ -67,6 +71,8 @@ def test_every_message_is_explained() -> None:
         event.keeping_failed("R", 0),
         event.baseline_unusable("R", 0),
         event.watch_failed("R", 0),
+        event.scans_uncounted(2, 0),
+        event.resets_failed("R", 0),
     ]
     shapes = [re.escape(shape) for shape in re.findall(r"^\| `(.*?)`", table, re.MULTILINE)]
     shapes = [re.sub(r"(?<![a-z])[NM](?![a-z])", r"\\d+", shape.replace("…", ".*")) for shape in shapes]

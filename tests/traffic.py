@@ -3,13 +3,15 @@
 It prints what its sockets saw as JSON. Usage:
 
     traffic.py each PEER | peer ADDRESS HOST | many COUNT [ADDRESS] | short COUNT [ADDRESS]
-    traffic.py churn RATE SECONDS [SOURCES] | listen PORT BACKLOG | hold COUNT ADDRESS PORT
+    traffic.py churn RATE SECONDS [SOURCES [NETWORK]] | listen PORT BACKLOG | hold COUNT ADDRESS PORT
+    traffic.py check SOURCE ADDRESS PORT
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import struct
 import sys
@@ -147,19 +149,20 @@ def hold_many(count: str, address: str, port: str) -> None:
     hold([connect(address, int(port)) for _ in range(int(count))], [])
 
 
-def churn(rate: str, seconds: str, sources: str = "0") -> None:
+def churn(rate: str, seconds: str, sources: str = "0", network: str = "127.0") -> None:
     """So many connections a second, reset at once, a hundred bursts a second; tells both ports of each.
 
-    If so many sources are asked for, they are 127.0.1.0, 127.0.1.1 and so on, in turn.
+    If so many sources are asked for, they are 127.0.1.0, 127.0.1.1 and so on, in turn, or in another network.
     """
-    server = listen("127.0.0.1")
+    server = listen(f"{network}.0.1")
     each = int(rate) // 100
     ports: list[int] = []
     began = time.monotonic()
     for burst in range(100 * int(seconds)):
         time.sleep(max(0.0, began + burst / 100 - time.monotonic()))
         for _ in range(each):
-            source = f"127.0.1.{len(ports) % int(sources)}" if int(sources) else None
+            which = 256 + len(ports) % int(sources) if int(sources) else 0
+            source = f"{network}.{which >> 8}.{which & 255}" if which else None
             client = connect_from(source, *server.getsockname())
             ports.append(client.getsockname()[1])
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -167,6 +170,17 @@ def churn(rate: str, seconds: str, sources: str = "0") -> None:
             client.close()
             accepted.close()
     hold([server], [server.getsockname()[1], ports, time.monotonic() - began])
+
+
+def check(source: str, address: str, port: str) -> None:
+    """As a health check does, five times a second until stdin ends; tells each time whether it could."""
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        could = True
+        try:
+            socket.create_connection((address, int(port)), timeout=30, source_address=(source, 0)).close()
+        except OSError:
+            could = False
+        print(json.dumps(could), flush=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -178,6 +192,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "defer": defer_accept,
     "listen": just_listen,
     "hold": hold_many,
+    "check": check,
 }
 
 if __name__ == "__main__":

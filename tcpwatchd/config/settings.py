@@ -17,7 +17,6 @@ from tcpwatchd.config.values import (
     parse_port_ranges,
     parse_window,
 )
-from tcpwatchd.policy.expression import MOST_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +57,7 @@ class Setting(NamedTuple):
 
 
 SCAN_SECTION = "Scan"
+MOST_LIMIT = 1000
 SETTINGS = (
     Setting(
         "Watch",
@@ -169,7 +169,7 @@ SETTINGS = (
         "Ports",
         "3",
         "N",
-        count_from(1, MOST_PORT),
+        count_from(1, MOST_LIMIT),
         "a source scans that tries more than N different ports in the window",
     ),
     Setting(
@@ -185,7 +185,7 @@ SETTINGS = (
         "Addresses",
         "20",
         "N|no",
-        count_from(1, MOST_PORT, or_no=True),
+        count_from(1, MOST_LIMIT, or_no=True),
         "a source scans that tries the same port at more than N addresses in the window",
     ),
     Setting(
@@ -193,7 +193,7 @@ SETTINGS = (
         "SlowPorts",
         "10",
         "N|no",
-        count_from(1, MOST_PORT, or_no=True),
+        count_from(1, MOST_LIMIT, or_no=True),
         "a source scans, slowly, that tries more than N different ports in the longer window",
     ),
     Setting(

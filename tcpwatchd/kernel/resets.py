@@ -101,7 +101,10 @@ def read_reset_layout(text: str) -> ResetLayout:
     fields = parse_fields(text)
     if not tells_closed_ports(text) or {fields["saddr"][1], fields["daddr"][1]} != {ADDRESS}:
         raise ValueError(UNKNOWN)
-    return ResetLayout(read_number(text), fields["saddr"][0], fields["daddr"][0])
+    try:
+        return ResetLayout(read_number(text), fields["saddr"][0], fields["daddr"][0])
+    except KeyError as error:
+        raise ValueError(UNKNOWN) from error
 
 
 def tells_closed_ports(text: str) -> bool:

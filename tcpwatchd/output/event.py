@@ -327,7 +327,8 @@ def port_scan(scan: PortScan, first: int, last: int, now: int) -> Event:
         "SOURCE_IP": source,
         "NETWORK_TYPE": "ipv6" if ":" in source else "ipv4",
         "NETWORK_TRANSPORT": "tcp",
-        "TCPWATCHD_SEEN_BY": " ".join(seen),
+        "TCPWATCHD_SEEN_BY": ",".join(seen),
+        "TCPWATCHD_SOURCE": "certain" if scan.is_certain else "claimed",
     }
     if scan.network:
         address, bits = scan.network

@@ -6,39 +6,35 @@ machine sent. What is told depends on their times alone.
 
 from __future__ import annotations
 
-from collections import deque
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.connection import Connection, Endpoint, PortScan, TcpState
+from tcpwatchd.policy.sources import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from tcpwatchd.connection import Reset, Transition
+    from tcpwatchd.policy.sources import Source
 
     Addresses = tuple[bytes, bytes]
     """The first and the last, packed."""
 
 HOLD = 2_000_000_000
 """Nanoseconds from when a scan is found until it is told, for it will be about more ports."""
-MOST_SINGLE = 20_000
-"""Sources that tried one place, a port at an address. Memory is bounded: the oldest are forgotten."""
-MOST_SOURCES = 10_000
-"""Those that tried more."""
-MOST_PLACES = 1_000
-"""Of a source that does not scan."""
-MOST_SCANS = 1_000
+MOST_SCANS = 300
 """Scans that are followed at once, each with its ports; those beyond are only counted."""
 MOST_ADDRESSES = 256
 """Addresses of this machine that are told of a scan."""
 MOST_CALLED = 20_000
 """Places that this machine opened connections to, twice over."""
 MOST_PASSED = 10_000
+WELL_KNOWN = 1024
+"""Ports below this are servers'."""
+LINK_LOCAL = bytes.fromhex("fe80") + bytes(14)
 HERE = b""
 """Stands for all addresses of this machine; those of its containers are none of them."""
-
-Key = TypeVar("Key")
+SYN_SENT = TcpState.SYN_SENT
 
 
 class ScanLimits(NamedTuple):
@@ -94,42 +90,6 @@ class Ports:
             yield from (block << 8 | bit for bit in range(256) if bits >> bit & 1)
 
 
-class Source:
-    """One that tried a few places."""
-
-    __slots__ = "left", "places", "refused"
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-        """As long as fewer are added, it scans nothing."""
-        self.places: dict[Endpoint, int] = {}
-        """When it last tried each: nanoseconds of CLOCK_BOOTTIME."""
-        self.refused: set[Endpoint] = set()
-        """Those that are closed."""
-
-    def repeats(self, place: Endpoint, time: int, window: int) -> bool:
-        """Whether it tried the place in the same window: it is no nearer to a scan then."""
-        last = self.places.get(place)
-        if last is None or not last - window <= time <= last + window:
-            return False
-        self.places[place] = max(last, time)
-        return True
-
-    def add(self, place: Endpoint, time: int, accepted: bool) -> None:
-        self.left -= 1
-        self.places[place] = max(time, self.places.get(place, 0))
-        if not accepted:
-            self.refused.add(place)
-
-    def forget(self, before: int) -> None:
-        """What was last tried before then, and the oldest of too many."""
-        kept = {place: time for place, time in self.places.items() if time >= before}
-        for place in list(islice(kept, max(0, len(kept) - MOST_PLACES))):
-            del kept[place]
-        self.places = kept
-        self.refused &= kept.keys()
-
-
 class Scan:
     """What a source that scans tried."""
 
@@ -141,12 +101,12 @@ class Scan:
         "due",
         "first",
         "has_others",
+        "is_least",
         "is_new",
         "last",
         "open",
         "ports",
-        "recent",
-        "told",
+        "told_at",
         "window",
     )
 
@@ -159,12 +119,11 @@ class Scan:
         """Nanoseconds between two entries; as long as it goes on."""
         self.due = due
         """When it is to be told, or is over: nanoseconds of CLOCK_BOOTTIME."""
-        self.told = False
+        self.told_at = 0
+        """When it was last told, likewise; 0 if it was not."""
         self.all_ports = Ports()
         self.all_addresses: set[bytes] = set()
         """What it ever tried."""
-        self.recent: deque[int] = deque()
-        """When it last tried ports that were new."""
         self.clear()
 
     def clear(self) -> None:
@@ -174,28 +133,30 @@ class Scan:
         self.addresses: set[bytes] = set()
         self.is_new = False
         """Whether any of it was never tried before."""
+        self.is_least = False
+        """Whether there may be more of it."""
 
-    def add(self, place: Endpoint, time: int, accepted: bool) -> bool:
-        """Whether the port is new."""
+    def add(self, place: Endpoint, time: int, accepted: bool) -> None:
         address, port = place.address, place.port
         self.first = min(self.first or time, time)
         self.last = max(self.last, time)
         self.ports.add(port)
         if accepted:
             self.open.add(port)
-        is_new = self.all_ports.add(port)
-        self.is_new |= is_new or address not in self.all_addresses
-        for addresses in (self.addresses, self.all_addresses):
-            if len(addresses) < MOST_ADDRESSES:
-                addresses.add(address)
-        return is_new
+        self.is_new |= self.all_ports.add(port)
+        if len(self.all_addresses) < MOST_ADDRESSES:
+            self.is_new |= address not in self.all_addresses
+            self.all_addresses.add(address)
+        if len(self.addresses) < MOST_ADDRESSES:
+            self.addresses.add(address)
+        self.is_least |= address not in self.addresses
 
 
 class ScansKnown(NamedTuple):
     """What is remembered, for another process to go on from."""
 
-    places: list[tuple[bytes, Endpoint, int, bool]]
-    """Sources, what each tried, when, and whether it was accepted."""
+    places: list[tuple[bytes, Endpoint, int, bool, bytes]]
+    """As `Sources` has them."""
     scans: list[tuple[bytes, Scan]]
     called: list[Endpoint]
     lost_until: int
@@ -209,33 +170,39 @@ class Scans:
     """`limits` None: nobody is looked at."""
 
     def __init__(self, limits: ScanLimits | None = None, hears_resets: bool = False) -> None:
+        self.limits: ScanLimits | None = None
+        self._sources = Sources(0, 0, 0)
         self._hears_resets = hears_resets
         self._addresses: frozenset[bytes] = frozenset()
         self._called: set[Endpoint] = set()
         self._called_before: set[Endpoint] = set()
+        self._forgotten = 0
         self.told = 0
         """Scans that were told."""
-        self.forgotten = 0
-        """Sources that were forgotten, there being too many, though they could still have been found out."""
         self.resets_lost = 0
         """Resets of which the kernel had no record any more, at least."""
         self.switch(limits)
 
     def switch(self, limits: ScanLimits | None) -> None:
         """Begin anew, by these."""
+        self._forgotten += self._sources.forgotten
         self.limits = limits
-        self._single: dict[bytes, tuple[Endpoint, int, bool]] = {}
-        self._sources: dict[bytes, Source] = {}
+        self._sources = Sources(limits.window, limits.memory, limits.fewest) if limits else Sources(0, 0, 0)
         self._scans: dict[bytes, Scan] = {}
-        """All by the source: an address, or for IPv6 its network."""
+        """By the source: an address, or for IPv6 its network, if that is not one of this machine."""
         self._passed: set[bytes] = set()
         """Addresses of those that are not looked at."""
         self._lost_until = 0
         """Until when resets were lost: nanoseconds of CLOCK_BOOTTIME."""
         self._uncounted = 0
         self._tell_uncounted_at = 0
-        if limits:
-            self._mask6 = (1 << 128) - (1 << 128 - limits.prefix6)
+        self._mask6 = (1 << 128) - (1 << 128 - (limits.prefix6 if limits else 64))
+        self._find_neighbours()
+
+    @property
+    def forgotten(self) -> int:
+        """Sources that were forgotten, there being too many, though they could still have been found out."""
+        return self._forgotten + self._sources.forgotten
 
     @property
     def addresses(self) -> frozenset[bytes]:
@@ -247,12 +214,19 @@ class Scans:
         if addresses != self._addresses:
             self._addresses = addresses
             self._passed.clear()
+            self._find_neighbours()
+
+    def _find_neighbours(self) -> None:
+        own = [address for address in self._addresses if len(address) == 16]
+        self._neighbours = {self._find_network(address) for address in [*own, LINK_LOCAL]}
+        """Networks that this machine is in: there each address is a source of its own."""
 
     def follow(self, found: Iterable[object]) -> None:
         """Of what was found, connections that were accepted here."""
         if self.limits is None:
             return
-        single, sources, passed, window = self._single, self._sources, self._passed, self.limits.window
+        single, several, passed = self._sources.single, self._sources.several, self._passed
+        window = self.limits.window
         for item in found:
             if type(item) is not Connection:
                 continue
@@ -264,19 +238,19 @@ class Scans:
             address = item[0][:-2]
             if address in passed:
                 continue
-            key = address if len(address) == 4 else self._find_network(address)
+            key = address if len(address) == 4 else self._find_source(address)
             known = single.get(key)
-            if known and known[0] == place:
-                single[key] = (place, time, True)
+            if known and known[0] == place and known[3] == address:
+                single[key] = place, time, True, address
                 continue
-            source = sources.get(key)
-            if not source or not source.repeats(place, time, window):
-                self._try(key, address, place, time, accepted=True)
+            source = several.get(key)
+            if not source or not source.repeats(place, time, True, address, window):
+                self._try(key, place, time, True, address)
 
     def follow_calls(self, transitions: Iterable[Transition]) -> None:
         """Where this machine opens connections to: late packets from there are no scan."""
         if self._hears_resets:
-            self.note_called(end.remote for _, _, _, new, end, *_ in transitions if new is TcpState.SYN_SENT)
+            self.note_called({record[4][1] for record in transitions if record[3] is SYN_SENT})
 
     def note_called(self, places: Iterable[Endpoint]) -> None:
         self._called.update(places)
@@ -291,74 +265,68 @@ class Scans:
             self.resets_lost += lost
             self._lost_until = now
         for time, (place, remote) in resets:
-            if remote not in self._called and remote not in self._called_before:
-                address = remote.address
-                key = address if len(address) == 4 else self._find_network(address)
-                self._try(key, address, place, time, accepted=False)
+            if remote in self._called or remote in self._called_before:
+                continue
+            address = remote.address
+            key = address if len(address) == 4 else self._find_source(address)
+            if remote.port < WELL_KNOWN <= place.port:
+                # Most likely an answer: a late one, one to a scan that this machine makes, or backscatter.
+                if key in self._scans:
+                    self._scans[key].is_least = True
+                continue
+            is_new = key not in self._scans and not self._sources.knows(key)
+            self._try(key, place, time, False, address)
+            if is_new and len(address) == 16 and key == address:
+                # A neighbour that has a new address for each packet is found by its network.
+                self._try(self._find_network(address), place, time, False, address)
+
+    def _find_source(self, address: bytes) -> bytes:
+        """Of IPv6: its network, but its address if that is a neighbour's."""
+        network = self._find_network(address)
+        return address if network in self._neighbours else network
 
     def _find_network(self, address: bytes) -> bytes:
         return (int.from_bytes(address, "big") & self._mask6).to_bytes(16, "big")
 
-    def _try(self, key: bytes, address: bytes, place: Endpoint, time: int, accepted: bool) -> None:
+    def _try(self, key: bytes, place: Endpoint, time: int, accepted: bool, address: bytes) -> None:
         """Somebody tried a place, perhaps again."""
-        if self.limits is None or self._is_passed(address, place):
+        limits = self.limits
+        if (
+            limits is None
+            or address == place.address
+            or self._may_scan(address, limits)
+            or any(low <= place.port <= high for low, high in limits.ignored_ports)
+        ):
             return
         scan = self._scans.get(key)
         if scan:
-            self._go_on(scan, address, place, time, accepted)
-            return
-        source = self._sources.get(key) or self._remember(key, place, time, accepted)
-        if source and not source.repeats(place, time, self.limits.window):
-            source.add(place, time, accepted)
-            if source.left <= 0:
-                self._look_at(key, address, source, self.limits)
+            scan.has_others |= address != scan.address
+            scan.address = address
+            scan.add(place, time, accepted)
+            if scan.window <= limits.window:
+                return
+        source = self._sources.note(key, place, time, accepted, address)
+        if source:
+            self._look_at(key, source, limits)
 
-    def _is_passed(self, address: bytes, place: Endpoint) -> bool:
-        """Whether it is not looked at."""
-        limits = self.limits
-        if limits is None or any(low <= place.port <= high for low, high in limits.ignored_ports):
-            return True
+    def _may_scan(self, address: bytes, limits: ScanLimits) -> bool:
         if (
-            address in self._addresses
-            or Endpoint(address + bytes(2)).is_loopback
-            or any(len(first) == len(address) and first <= address <= last for first, last in limits.allowed)
+            address not in self._addresses
+            and not Endpoint(address + bytes(2)).is_loopback
+            and not any(
+                len(first) == len(address) and first <= address <= last for first, last in limits.allowed
+            )
         ):
-            if len(self._passed) >= MOST_PASSED:
-                self._passed.clear()
-            self._passed.add(address)
-            return True
-        return address == place.address
+            return False
+        if len(self._passed) >= MOST_PASSED:
+            self._passed.clear()
+        self._passed.add(address)
+        return True
 
-    def _remember(self, key: bytes, place: Endpoint, time: int, accepted: bool) -> Source | None:
-        """The source, without this place, if it tried another one."""
-        limits = self.limits
-        known = self._single.get(key)
-        if limits is None or known is None or known[0] == place or time - known[1] > limits.memory:
-            if known is None:
-                self._make_room(self._single, MOST_SINGLE, time)
-            self._single[key] = (place, time, accepted)
-            return None
-        del self._single[key]
-        self._make_room(self._sources, MOST_SOURCES, time)
-        source = self._sources[key] = Source(limits.fewest + 1)
-        source.add(*known)
-        return source
-
-    def _make_room(
-        self, known: dict[bytes, tuple[Endpoint, int, bool]] | dict[bytes, Source], most: int, now: int
-    ) -> None:
-        """The oldest go first, many at once."""
-        if len(known) < most or self.limits is None:
-            return
-        for key in list(islice(known, most // 4)):
-            one = known.pop(key)
-            last = max(one.places.values()) if isinstance(one, Source) else one[1]
-            self.forgotten += now - last < self.limits.window
-
-    def _look_at(self, key: bytes, address: bytes, source: Source, limits: ScanLimits) -> None:
-        """Whether it scans."""
+    def _look_at(self, key: bytes, source: Source, limits: ScanLimits) -> None:
+        """Whether it scans. One that does so slowly is looked at on, for it can do so fast."""
+        self._sources.trim(source)
         now = max(source.places.values())
-        source.forget(now - limits.memory)
         fast, slow = (
             [place for place, time in source.places.items() if time >= now - window]
             for window in (limits.window, limits.slow_window)
@@ -366,20 +334,32 @@ class Scans:
         counted = [(self._count_ports(fast), limits.ports, limits.window)]
         if limits.addresses is not None:
             counted.append((count_addresses(fast), limits.addresses, limits.window))
-        if limits.slow_ports is not None:
+        scan = self._scans.get(key)
+        if limits.slow_ports is not None and not scan:
             counted.append((self._count_ports(slow), limits.slow_ports, limits.slow_window))
-        windows = [window for number, limit, window in counted if number > limit]
-        if not windows:
-            source.left = min(limit + 1 - number for number, limit, _ in counted)
+        window = min((window for number, limit, window in counted if number > limit), default=None)
+        source.left = max(1, min(limit + 1 - number for number, limit, _ in counted))
+        if window is None:
             return
-        del self._sources[key]
+        if scan is None:
+            self._begin(key, source, window, now)
+        elif scan.window > window:
+            scan.window = window
+            scan.due = min(scan.due, now + HOLD)
+            if scan.told_at:
+                scan.due = max(scan.due, scan.told_at + window)
+        if window <= limits.window:
+            self._sources.remove(key)
+
+    def _begin(self, key: bytes, source: Source, window: int, now: int) -> None:
         if len(self._scans) >= MOST_SCANS:
             self._uncounted += 1
             return
-        scan = self._scans[key] = Scan(address, min(windows), now + HOLD)
+        scan = self._scans[key] = Scan(source.address, window, now + HOLD)
+        scan.has_others = source.has_others
         for place, time in source.places.items():
-            if time >= now - min(windows):
-                self._go_on(scan, address, place, time, place not in source.refused)
+            if time >= now - window:
+                scan.add(place, time, place not in source.refused)
 
     def _count_ports(self, places: Iterable[Endpoint]) -> int:
         """The most at this machine, or at an address that is none of its own."""
@@ -388,19 +368,6 @@ class Scans:
             address = place.address
             ports.setdefault(HERE if address in self._addresses else address, set()).add(place[-2:])
         return max(map(len, ports.values()), default=0)
-
-    def _go_on(self, scan: Scan, address: bytes, place: Endpoint, time: int, accepted: bool) -> None:
-        scan.has_others |= address != scan.address
-        scan.address = address
-        limits = self.limits
-        if scan.add(place, time, accepted) and limits and scan.window > limits.window:
-            # A slow scan that becomes a fast one need not wait.
-            scan.recent.append(time)
-            if len(scan.recent) > limits.ports + 1:
-                scan.recent.popleft()
-            if len(scan.recent) > limits.ports and time - scan.recent[0] <= limits.window:
-                scan.window = limits.window
-                scan.due = min(scan.due, time + HOLD)
 
     @property
     def next_due(self) -> int | None:
@@ -411,34 +378,32 @@ class Scans:
         """What is to be told then; scans that did not go on are over. Nanoseconds of CLOCK_BOOTTIME."""
         told = []
         for key, scan in list(self._scans.items()):
-            if scan.due > until and not everything:
+            if self.limits is None or (scan.due > until and not everything):
                 continue
-            if self._has_more(scan):
-                told.append(self._tell(key, scan))
-                scan.due = until + scan.window
+            if has_more(scan, self.limits):
+                told.append(self._tell(key, scan, self.limits, until))
             elif not everything:
                 del self._scans[key]
         return told
 
-    def _has_more(self, scan: Scan) -> bool:
-        return scan.is_new or (self.limits is not None and len(scan.ports) > self.limits.ports)
-
-    def _tell(self, key: bytes, scan: Scan) -> PortScan:
-        is_least = scan.first <= self._lost_until or len(scan.addresses) >= MOST_ADDRESSES
+    def _tell(self, key: bytes, scan: Scan, limits: ScanLimits, now: int) -> PortScan:
         opened = set(scan.open)
+        closed = [port for port in scan.ports if port not in opened]
+        is_sweep = limits.addresses is not None and len(scan.addresses) > limits.addresses
         told = PortScan(
             scan.address,
-            (key, self.limits.prefix6) if scan.has_others and self.limits else None,
+            (key, limits.prefix6) if scan.has_others else None,
             scan.first,
             scan.last,
             list(scan.open),
-            [port for port in scan.ports if port not in opened],
+            closed,
             sorted(scan.addresses),
-            is_least,
-            scan.told,
+            scan.is_least or scan.first <= self._lost_until,
+            len(opened) > limits.ports or (is_sweep and not closed),
+            scan.told_at > 0,
         )
-        self.told += not scan.told
-        scan.told = True
+        self.told += not scan.told_at
+        scan.told_at, scan.due = now, now + scan.window
         scan.clear()
         return told
 
@@ -453,25 +418,30 @@ class Scans:
     @property
     def known(self) -> ScansKnown:
         """All that is remembered."""
-        places = [(key, *one) for key, one in self._single.items()]
-        for key, source in self._sources.items():
-            places += [
-                (key, place, time, place not in source.refused) for place, time in source.places.items()
-            ]
         called = [*self._called_before, *self._called]
-        return ScansKnown(places, list(self._scans.items()), called, self._lost_until, self._uncounted)
+        scans = list(self._scans.items())
+        return ScansKnown(list(self._sources), scans, called, self._lost_until, self._uncounted)
 
     def restore(self, known: ScansKnown) -> None:
         """Go on from it, by the limits that are."""
-        if self.limits is None:
+        limits = self.limits
+        if limits is None:
             return
         self.note_called(known.called)
-        for key, place, time, accepted in known.places:
-            source = self._sources.get(key) or self._remember(key, place, time, accepted)
-            if source:
-                source.add(place, time, accepted)
-        self._scans = dict(known.scans)
+        for key, place, time, accepted, address in known.places:
+            if not self._may_scan(address, limits):
+                self._sources.note(key, place, time, accepted, address)
+        self._scans = {key: scan for key, scan in known.scans if not self._may_scan(scan.address, limits)}
         self._lost_until, self._uncounted = known.lost_until, known.uncounted
+
+
+def has_more(scan: Scan, limits: ScanLimits) -> bool:
+    """Whether there is anything to tell of it."""
+    most = limits.ports if scan.window <= limits.window else limits.slow_ports
+    too_many = most is not None and len(scan.ports) > most
+    return (
+        scan.is_new or too_many or (limits.addresses is not None and len(scan.addresses) > limits.addresses)
+    )
 
 
 def count_addresses(places: Iterable[Endpoint]) -> int:

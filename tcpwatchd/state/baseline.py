@@ -192,7 +192,8 @@ def _simplify_policy(known: PolicyKnown) -> list[Any]:
 
 def _simplify_scans(known: ScansKnown) -> list[Any]:
     places = [
-        f"{source.hex()} {place.hex()} {time} {accepted:d}" for source, place, time, accepted in known.places
+        f"{key.hex()} {place.hex()} {time} {accepted:d} {address.hex()}"
+        for key, place, time, accepted, address in known.places
     ]
     scans = [[key.hex(), *_simplify_scan(scan)] for key, scan in known.scans]
     return [places, scans, " ".join(place.hex() for place in known.called), *known[3:]]
@@ -201,8 +202,9 @@ def _simplify_scans(known: ScansKnown) -> list[Any]:
 def _simplify_scan(scan: Scan) -> list[Any]:
     ports = [list(ports.blocks.items()) for ports in (scan.ports, scan.open, scan.all_ports)]
     addresses = [[one.hex() for one in some] for some in (scan.addresses, scan.all_addresses)]
-    numbers = [scan.window, scan.due, scan.first, scan.last, *scan.recent]
-    return [scan.address.hex(), ports, addresses, scan.has_others, scan.told, scan.is_new, numbers]
+    numbers = [scan.window, scan.due, scan.told_at, scan.first, scan.last]
+    flags = [scan.has_others, scan.is_new, scan.is_least]
+    return [scan.address.hex(), ports, addresses, flags, numbers]
 
 
 def _simplify_caller(caller: Caller) -> list[Any]:
@@ -294,8 +296,14 @@ def _restore_policy(
 def _restore_scans(places: Any, scans: Any, called: Any, lost_until: Any, uncounted: Any) -> ScansKnown:
     return ScansKnown(
         [
-            (_restore_address(source), _restore_endpoint(place), int(time), accepted == "1")
-            for source, place, time, accepted in map(_split, places)
+            (
+                _restore_address(key),
+                _restore_endpoint(place),
+                int(time),
+                accepted == "1",
+                _restore_address(last),
+            )
+            for key, place, time, accepted, last in map(_split, places)
         ],
         [(_restore_address(key), _restore_scan(*scan)) for key, *scan in scans],
         [_restore_endpoint(place) for place in str(called).split()],
@@ -304,16 +312,13 @@ def _restore_scans(places: Any, scans: Any, called: Any, lost_until: Any, uncoun
     )
 
 
-def _restore_scan(
-    address: Any, ports: Any, addresses: Any, has_others: Any, told: Any, is_new: Any, numbers: Any
-) -> Scan:
-    window, due, first, last, *recent = map(int, numbers)
+def _restore_scan(address: Any, ports: Any, addresses: Any, flags: Any, numbers: Any) -> Scan:
+    window, due, told_at, first, last = map(int, numbers)
     scan = Scan(_restore_address(address), window, due)
     scan.ports, scan.open, scan.all_ports = (Ports(_restore_blocks(blocks)) for blocks in ports)
     scan.addresses, scan.all_addresses = ({_restore_address(one) for one in some} for some in addresses)
-    scan.has_others, scan.told, scan.is_new = bool(has_others), bool(told), bool(is_new)
-    scan.first, scan.last = first, last
-    scan.recent.extend(recent)
+    scan.has_others, scan.is_new, scan.is_least = map(bool, flags)
+    scan.told_at, scan.first, scan.last = told_at, first, last
     return scan
 
 

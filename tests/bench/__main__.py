@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.bench import burst, capture, closings, idle, journal, owners, poll, recall, rules, tracing
+from tests.bench import burst, capture, closings, idle, journal, owners, poll, recall, rules, scans, tracing
 from tests.bench.figures import INTERPRETER
 from tests.namespace import mount_tracefs, run
 
@@ -19,6 +19,7 @@ BENCHES = {
     "owners": owners.main,
     "closings": closings.main,
     "rules": rules.main,
+    "scans": scans.main,
     "burst": burst.main,
     "idle": idle.main,
     "journal": journal.main,

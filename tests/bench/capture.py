@@ -35,11 +35,11 @@ PROBE_SETTLES = 3.0
 """Seconds until bpftrace has compiled its program."""
 
 
-def churn(service: Service, rate: int) -> int:
-    """How many connections were made."""
+def churn(network: int, rate: int, *sources: str) -> int:
+    """How many connections were made, in the network of this process; sources are as in tests/traffic.py."""
     processes = max(1, rate // MOST_EACH)
     each = str(rate // processes)
-    traffics = [Traffic(service.leader, "churn", each, str(SECONDS)) for _ in range(processes)]
+    traffics = [Traffic(network, "churn", each, str(SECONDS), *sources) for _ in range(processes)]
     made = sum(len(traffic.truth()[1]) for traffic in traffics)
     for traffic in traffics:
         traffic.end()
@@ -52,7 +52,7 @@ def measure_service(service: Service, rate: int) -> dict[str, float]:
     service.run("journalctl", "--rotate")
     reported, lost = count_reported(service), count_lost(service)
     before = [service.read_cpu(unit) for unit in UNITS]
-    made = churn(service, rate)
+    made = churn(service.leader, rate)
 
     def told() -> bool:
         return count_reported(service) - reported >= made or count_lost(service) > lost
@@ -65,16 +65,18 @@ def measure_service(service: Service, rate: int) -> dict[str, float]:
     return {"tcpwatchd": ours, "journald": journald, "lost": count_lost(service) - lost}
 
 
-def measure_settings(service: Service, rate: int, settings: str) -> tuple[float, float, float, float]:
+def measure_settings(
+    service: Service, rate: int, settings: str, network: int | None = None, sources: tuple[str, ...] = ()
+) -> tuple[float, float, float, float]:
     """With this drop-in: seconds of processor time of the daemon and of journald, and bytes of journal, all a
-    connection; and records lost.
+    connection; and records lost. The traffic is in the network of this process, or in the service's.
     """
     write_settings(service, "measured", settings)
     service.run("systemctl", "start", "tcpwatchd")
     service.run("journalctl", "--rotate")
     size, lost = measure_journal(service), count_lost(service)
     before = [service.read_cpu(unit) for unit in UNITS]
-    made = churn(service, rate)
+    made = churn(network or service.leader, rate, *sources)
     settle(service)
     after = [service.read_cpu(unit) for unit in UNITS]
     service.run("systemctl", "stop", "tcpwatchd")
@@ -106,7 +108,7 @@ def measure_bpftrace(service: Service, rate: int) -> float:
     with subprocess.Popen(["bpftrace", "-e", PRINT], **nowhere) as probe:
         time.sleep(PROBE_SETTLES)
         before = read_cpu(probe.pid)
-        made = churn(service, rate)
+        made = churn(service.leader, rate)
         time.sleep(1)
         took = read_cpu(probe.pid) - before
         probe.send_signal(signal.SIGINT)

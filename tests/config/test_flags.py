@@ -29,6 +29,15 @@ DEFAULTS: dict[str, Any] = {
     "trace_instance": None,
     "trace_buffer": 512,
     "fold": None,
+    "scan_enabled": True,
+    "scan_ports": 3,
+    "scan_window": 60_000_000_000,
+    "scan_addresses": 20,
+    "scan_slow_ports": 10,
+    "scan_slow_window": 3_600_000_000_000,
+    "scan_allow": None,
+    "scan_ignore_ports": None,
+    "scan_prefix6": 64,
 }
 OTHERS: dict[str, tuple[str, Any]] = {
     "interval": ("1min 30s", 90.0),
@@ -40,8 +49,30 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "trace_instance": ("x", "x"),
     "trace_buffer": ("4M", 4096),
     "fold": ("20/10s", Limit(20, 10_000_000_000)),
+    "scan_enabled": ("no", False),
+    "scan_ports": ("15", 15),
+    "scan_window": ("5min", 300_000_000_000),
+    "scan_addresses": ("no", None),
+    "scan_slow_ports": ("100", 100),
+    "scan_slow_window": ("1d", 86_400_000_000_000),
+    "scan_allow": (
+        "192.0.2.0/24 2001:db8::1",
+        ((b"\xc0\0\2\0", b"\xc0\0\2\xff"), (2 * (bytes.fromhex("20010db8") + bytes(11) + b"\1",))),
+    ),
+    "scan_ignore_ports": ("50000-50100 6000", ((50000, 50100), (6000, 6000))),
+    "scan_prefix6": ("48", 48),
 }
 """Of each setting a text that says something else, and what it means."""
+SOME = {"trace_instance": "other", "scan_allow": "10.0.0.0/8", "scan_ignore_ports": "1"}
+"""Of those without a default something else again."""
+
+
+def make_flags(setting: Setting) -> tuple[str, ...]:
+    """That say so."""
+    text, value = OTHERS[setting.name]
+    if setting.is_switch:
+        return (setting.flag if value else f"--no-{setting.flag[2:]}",)
+    return setting.flag, text
 
 
 def write(root: Path, name: str, *lines: str) -> Path:
@@ -74,8 +105,8 @@ def test_defaults(tmp_path: Path) -> None:
 def test_every_setting_has_its_flag_and_its_key(tmp_path: Path, setting: Setting) -> None:
     text, value = OTHERS[setting.name]
     other = {**DEFAULTS, setting.name: value}
-    flags = [setting.flag] if setting.is_switch else [f"{setting.flag}={text}", setting.flag, text]
-    for arguments in (flags[:1], flags[1:] or flags):
+    flags = make_flags(setting)
+    for arguments in (flags, ["=".join(flags)]):
         settings = load(parse_arguments(arguments), str(tmp_path))
         assert find_values(settings) == other
         assert settings.given[setting.name][2] == setting.flag
@@ -87,17 +118,10 @@ def test_every_setting_has_its_flag_and_its_key(tmp_path: Path, setting: Setting
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
 def test_flags_win_over_the_file(tmp_path: Path, setting: Setting) -> None:
-    value: Any
-    if setting.default is None:
-        default, flag, value = "other", [setting.flag, "x"], "x"
-    elif setting.is_switch:
-        default, flag, value = "yes", [f"--no-{setting.flag[2:]}"], False
-    else:
-        default, (text, value) = setting.default, OTHERS[setting.name]
-        flag = [setting.flag, text]
-    write(tmp_path, f"etc/{CONF}", f"[{setting.section}]", f"{setting.key}={default}")
-    settings = load(parse_arguments(flag), str(tmp_path))
-    assert getattr(settings, setting.name) == value
+    in_file = setting.default or SOME[setting.name]
+    write(tmp_path, f"etc/{CONF}", f"[{setting.section}]", f"{setting.key}={in_file}")
+    settings = load(parse_arguments(make_flags(setting)), str(tmp_path))
+    assert getattr(settings, setting.name) == OTHERS[setting.name][1]
     assert settings.given[setting.name].source == setting.flag
 
 
@@ -125,6 +149,16 @@ def test_what_to_do() -> None:
         (["--trace-buffer", "15K"], ["argument --trace-buffer: not a size from 16K to 16M: '15K'"]),
         (["--trace-buffer", "512"], ["--trace-buffer", "'512'"]),
         (["--fold", "20"], ["argument --fold: not N/SPAN from 1/1s to", "'20'"]),
+        (["--scan-ports", "0"], ["argument --scan-ports: not a number from 1 to 1000: '0'"]),
+        (["--scan-addresses", "x"], ["--scan-addresses: not a number from 1 to 1000, nor no: 'x'"]),
+        (["--scan-window", "0.9"], ["argument --scan-window: not a time span from 1s to 1d: '0.9'"]),
+        (
+            ["--scan-allow", "10.0.0.1/8"],
+            ["--scan-allow: expected no bits after the first 8, as in 10.0.0.0/8"],
+        ),
+        (["--scan-ignore-ports", "9-8"], ["--scan-ignore-ports: not a port, nor a range", "'9-8'"]),
+        (["--scan-prefix6", "129"], ["argument --scan-prefix6: not a number from 1 to 128: '129'"]),
+        (["--ports", "3"], ["--ports"]),
         (["--message-owner=yes"], ["--message-owner", "'yes'"]),
         (["--config"], ["--config"]),
         (["--config", ""], ["--config", "expected the name of a file, found ''"]),

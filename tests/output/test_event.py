@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpwatchd.connection import NOBODY, Closed, Connection, Endpoint, Owner, TcpState
+from tcpwatchd.connection import NOBODY, Closed, Connection, Endpoint, Owner, PortScan, TcpState
 from tcpwatchd.output import event
 from tcpwatchd.owners.text import make_printable
 
@@ -281,10 +281,152 @@ def test_a_hostile_row_is_quoted_in_ascii_and_cut() -> None:
     assert len(message) < 800
 
 
+HOST = b"\x0a\0\0\5"
+SCAN = PortScan(b"\xc0\0\2\7", None, 0, 0, [22, 80], [*range(1, 22), 23], [HOST], False, False, False)
+
+
+def test_a_port_scan() -> None:
+    assert event.port_scan(SCAN, MOMENT - 9_000_000, MOMENT - 2_000_000, MOMENT) == event.Event(
+        MOMENT,
+        {
+            "MESSAGE": "Port scan: 192.0.2.7 tried 24 ports of this host",
+            "MESSAGE_ID": "e73fc756eb2247328f45e6ffc1abb967",
+            "PRIORITY": "4",
+            "SYSLOG_IDENTIFIER": "tcpwatchd",
+            "EVENT_CREATED": "2021-04-28T13:28:05.123456Z",
+            "EVENT_ACTION": "port-scan",
+            "EVENT_START": "2021-04-28T13:27:56.123456Z",
+            "EVENT_END": "2021-04-28T13:28:03.123456Z",
+            "SOURCE_IP": "192.0.2.7",
+            "NETWORK_TYPE": "ipv4",
+            "NETWORK_TRANSPORT": "tcp",
+            "TCPWATCHD_SEEN_BY": "accept,reset",
+            "TCPWATCHD_SOURCE": "claimed",
+            "TCPWATCHD_OPEN_PORTS": "22,80",
+            "TCPWATCHD_CLOSED_PORTS": "1-21,23",
+            "EVENT_COUNT": "24",
+            "DESTINATION_IP": "10.0.0.5",
+        },
+    )
+
+
+def list_changed(scan: PortScan) -> dict[str, str | None]:
+    """The fields that are other than those of SCAN; None for those that it has not."""
+    plain, fields = (event.port_scan(one, 0, 0, 0).fields for one in (SCAN, scan))
+    names = {**plain, **fields}
+    return {name: fields.get(name) for name in names if plain.get(name) != fields.get(name)}
+
+
+def test_by_what_a_scan_was_seen() -> None:
+    message = "Port scan: 192.0.2.7 tried 2 ports of this host"
+    changed = {"MESSAGE": message, "EVENT_COUNT": "2"}
+    assert list_changed(SCAN._replace(closed_ports=[])) == {
+        **changed,
+        "TCPWATCHD_SEEN_BY": "accept",
+        "TCPWATCHD_CLOSED_PORTS": None,
+    }
+    assert list_changed(SCAN._replace(open_ports=[], closed_ports=[7, 9])) == {
+        **changed,
+        "TCPWATCHD_SEEN_BY": "reset",
+        "TCPWATCHD_OPEN_PORTS": None,
+        "TCPWATCHD_CLOSED_PORTS": "7,9",
+    }
+
+
+def test_a_scan_that_goes_on_and_of_which_there_may_be_more() -> None:
+    assert list_changed(SCAN._replace(goes_on=True, is_least=True)) == {
+        "MESSAGE": "Port scan goes on: 192.0.2.7 tried at least 24 ports of this host"
+    }
+
+
+def test_a_scan_of_a_port_at_many_addresses() -> None:
+    """They are counted then, not the ports."""
+    here = [bytes((10, 0, 0, last)) for last in range(1, 22)]
+    sweep = SCAN._replace(open_ports=[], closed_ports=[5432], destinations=here)
+    changed = {
+        "MESSAGE": "Port scan: 192.0.2.7 tried port 5432 of this host at 21 addresses",
+        "EVENT_COUNT": "21",
+        "DESTINATION_PORT": "5432",
+        "DESTINATION_IP": None,
+        "TCPWATCHD_DESTINATION_IPS": ",".join(f"10.0.0.{last}" for last in range(1, 22)),
+        "TCPWATCHD_SEEN_BY": "reset",
+        "TCPWATCHD_OPEN_PORTS": None,
+        "TCPWATCHD_CLOSED_PORTS": "5432",
+    }
+    assert list_changed(sweep) == changed
+    message = "Port scan: 192.0.2.7 tried port 5432 of this host at at least 21 addresses"
+    assert list_changed(sweep._replace(is_least=True)) == {**changed, "MESSAGE": message}
+    both = list_changed(SCAN._replace(destinations=here[:2]))
+    assert both["MESSAGE"] == "Port scan: 192.0.2.7 tried 24 ports of this host at 2 addresses"
+    assert both["TCPWATCHD_DESTINATION_IPS"] == "10.0.0.1,10.0.0.2"
+
+
+def test_a_scan_from_a_network_of_ipv6() -> None:
+    network = bytes.fromhex("20010db800000007" + 16 * "0")
+    address = network[:-1] + b"\x09"
+    changed = {
+        "MESSAGE": "Port scan: 2001:db8:0:7::/64 tried 24 ports of this host",
+        "SOURCE_IP": "2001:db8:0:7::9",
+        "NETWORK_TYPE": "ipv6",
+        "TCPWATCHD_SOURCE_NETWORK": "2001:db8:0:7::/64",
+    }
+    assert list_changed(SCAN._replace(address=address, network=(network, 64))) == changed
+    alone = list_changed(SCAN._replace(address=address))
+    assert alone["MESSAGE"] == "Port scan: 2001:db8:0:7::9 tried 24 ports of this host"
+    assert "TCPWATCHD_SOURCE_NETWORK" not in alone
+
+
+@pytest.mark.parametrize(
+    ("ports", "text"),
+    [
+        ([1], "1"),
+        ([1, 2], "1-2"),
+        ([1, 3, 4, 5, 9, 65534, 65535], "1,3-5,9,65534-65535"),
+        ([*range(1, 65536)], "1-65535"),
+        ([*range(1, 201, 2)], ",".join(str(port) for port in range(1, 201, 2))),
+        ([*range(1, 203, 2)], ",".join(str(port) for port in range(1, 201, 2)) + ",..."),
+    ],
+)
+def test_ports_are_listed_as_ranges_up_to_a_limit(ports: list[int], text: str) -> None:
+    assert event.list_ports(ports) == text
+    fields = event.port_scan(SCAN._replace(open_ports=[], closed_ports=ports), 0, 0, 0).fields
+    assert fields["TCPWATCHD_CLOSED_PORTS"] == text
+
+
+def test_a_scan_of_everything_fits_into_an_entry() -> None:
+    here = [bytes(14) + number.to_bytes(2, "big") for number in range(256)]
+    scan = SCAN._replace(
+        open_ports=[*range(1, 65536, 2)], closed_ports=[*range(2, 65536, 2)], destinations=here
+    )
+    fields = event.port_scan(scan, 0, 0, 0).fields
+    assert (fields["EVENT_COUNT"], fields["MESSAGE"].count("65535")) == ("65535", 1)
+    assert fields["TCPWATCHD_DESTINATION_IPS"].endswith(",::63,...")
+    assert sum(len(name) + len(value) for name, value in fields.items()) < 5000
+
+
+def test_what_else_is_said_of_scans() -> None:
+    uncounted, failed, recovered = (
+        event.scans_uncounted(4, 0).fields,
+        event.resets_failed("gone", 0).fields,
+        event.resets_recovered(0).fields,
+    )
+    assert uncounted["MESSAGE"].startswith("Port scans: 4 more sources tried many ports of this host")
+    assert (uncounted["EVENT_COUNT"], uncounted["PRIORITY"]) == ("4", "4")
+    assert (failed["ERROR_MESSAGE"], failed["PRIORITY"], recovered["PRIORITY"]) == ("gone", "4", "5")
+    assert failed["MESSAGE"].endswith("port scans can be missed: gone")
+
+
+def test_what_the_trace_tells_is_said_when_it_begins() -> None:
+    used = event.trace_used("/x", 512, True, None, None, 0).fields["MESSAGE"]
+    assert used == "The kernel's trace is in use: every connection is reported (/x, 512 KiB a CPU)"
+    without = event.trace_used("/x", 512, True, None, "why", 0).fields["MESSAGE"]
+    assert without == f"{used}; port scans are seen by open ports only: why"
+
+
 def test_every_message_has_an_entry_in_the_catalog() -> None:
     identifiers = {value for value in vars(event).values() if isinstance(value, str) and len(value) == 32}
     lines = (PROJECT / "systemd" / "tcpwatchd.catalog").read_text().splitlines()
-    assert len(identifiers) == 30
+    assert len(identifiers) == 34
     assert sorted(line[3:] for line in lines if line.startswith("-- ")) == sorted(identifiers)
 
 

@@ -8,15 +8,19 @@ from binascii import crc32
 import pytest
 
 from tcpwatchd.connection import Caller
+from tcpwatchd.policy.scans import NOTHING_SCANNED, ScanLimits, Scans
 from tcpwatchd.state.baseline import MAGIC, NOTHING_OPEN, BaselineError, format_baseline, parse_baseline
-from tests.kept import END, make_baseline, make_full
+from tests.kept import END, make_baseline, make_full, spread
 
 UNKNOWN = Caller(0, 0, None)
 FULL = format_baseline(make_full())
+SCANS = 15
+"""Where they stand."""
+LIMITS = ScanLimits(3, 100, None, None, 100, (), (), 64)
 
 
 def test_everything_comes_back() -> None:
-    assert parse_baseline(FULL) == make_full()
+    assert spread(parse_baseline(FULL)) == spread(make_full())
     assert parse_baseline(format_baseline(make_baseline())) == make_baseline()
 
 
@@ -60,6 +64,20 @@ def test_what_an_older_version_kept(later: int) -> None:
     )
 
 
+def test_an_older_version_looked_for_no_scans() -> None:
+    header, line, *rows = FULL.split(b"\n", 2)
+    fields = json.loads(line)
+    del fields[SCANS]
+    body = b"\n".join([json.dumps(fields).encode(), *rows])
+    found = parse_baseline(b"%b%08x\n%b" % (header[: len(MAGIC)], crc32(body), body))
+    assert found == make_full()._replace(scans=NOTHING_SCANNED)
+
+
+def test_scans_of_which_nothing_is_known() -> None:
+    assert NOTHING_SCANNED == ([], [], [], 0, 0)
+    assert Scans(LIMITS).known == NOTHING_SCANNED
+
+
 @pytest.mark.parametrize(
     ("place", "wrong"),
     [
@@ -72,6 +90,28 @@ def test_what_an_older_version_kept(later: int) -> None:
         ((12, 3, 0, 3, 1), "nonsense"),
         ((12, 3, 0, 3, 3), "5"),
         ((12, 2), []),
+        ((SCANS,), []),
+        ((SCANS, 0), 5),
+        ((SCANS, 0, 0), "c0000238 0a0000050050 5"),
+        ((SCANS, 0, 0), "c00002 0a0000050050 5 1"),
+        ((SCANS, 0, 0), "c0000238 0a00000500 5 1"),
+        ((SCANS, 0, 0), "c0000238 0a0000050050 never 1"),
+        ((SCANS, 1, 0), []),
+        ((SCANS, 1, 0, 0), "c00002"),
+        ((SCANS, 1, 0, 1), "nowhere"),
+        ((SCANS, 1, 0, 2, 0, 0), [256, 1]),
+        ((SCANS, 1, 0, 2, 1), [[-1, 1]]),
+        ((SCANS, 1, 0, 2, 1), [[0, 1 << 256]]),
+        ((SCANS, 1, 0, 2, 1), [[0, -1]]),
+        ((SCANS, 1, 0, 2), [[], []]),
+        ((SCANS, 1, 0, 3, 0), ["0a0000"]),
+        ((SCANS, 1, 0, 4), [True]),
+        ((SCANS, 1, 0, 5), [1, 2, 3]),
+        ((SCANS, 1, 0, 5, 0), "soon"),
+        ((SCANS, 2), "c0000238"),
+        ((SCANS, 2), 7),
+        ((SCANS, 3), "never"),
+        ((SCANS, 4), None),
     ],
 )
 def test_what_has_a_right_checksum_and_makes_no_sense_is_refused(

@@ -21,6 +21,7 @@ from tcpwatchd.pipeline import Pipeline
 from tcpwatchd.policy.folding import Limit
 from tcpwatchd.policy.policy import Selection
 from tcpwatchd.policy.rules import Rule, compile_rule
+from tcpwatchd.policy.scans import HOLD, ScanLimits
 from tcpwatchd.state.store import Store
 from tests.model import TICK, Kernel, Step, pack
 from tests.ring import Ring
@@ -28,6 +29,8 @@ from tests.table import write_counters
 from tests.tracking.test_histories import histories
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tcpwatchd.connection import Report
     from tcpwatchd.output.event import Event
 
@@ -46,6 +49,7 @@ POLICIES: tuple[Selection, ...] = (
     Selection([], Limit(1, 2 * TICK)),
     Selection(make_rules("Ignore=port 80", "Notice=port 40001")),
     Selection(make_rules("Warning=port 80", "Ignore=ip6"), Limit(2, 1000 * TICK)),
+    Selection(scan=ScanLimits(1, 2 * TICK, None, 2, 1000 * TICK, (), (), 64)),
 )
 Ends = tuple[tuple[str, str], tuple[str, str]]
 
@@ -409,13 +413,18 @@ def test_just_what_the_rules_say_is_ignored(policy: Selection, steps: list[Step]
     machine = play([*steps, *END_OF_ALL], policy=policy)
     truth, written = machine.count()
     folded, ignored = machine.sum_up()
-    names = {rule.text for rule in policy[0] if rule.action == "Ignore"}
-    wanted = Counter({ends: n for ends, n in truth.items() if not names & describe_ends(ends)})
+    wanted = Counter({ends: n for ends, n in truth.items() if find_action(policy, ends) != "Ignore"})
     assert not written - wanted
     assert sum(written.values()) + folded == sum(wanted.values())
     assert ignored == sum(truth.values()) - sum(wanted.values())
     if policy[1] is None:
         assert written == wanted
+
+
+def find_action(policy: Selection, ends: Ends) -> str:
+    """Of the first rule that matches."""
+    words = describe_ends(ends)
+    return next((rule.action for rule in policy.rules if rule.text in words), "Report")
 
 
 def describe_ends(ends: Ends) -> set[str]:
@@ -462,7 +471,7 @@ class Crowd(Machine):
         return counted
 
 
-FOLDED: tuple[Selection, ...] = (([], Limit(1, 2 * TICK)), ([], Limit(2, 1000 * TICK)))
+FOLDED = Selection([], Limit(1, 2 * TICK)), Selection([], Limit(2, 1000 * TICK))
 COMING = "come", "come", "come", "drain", "drain", "pause", "poll", "settle", "stick"
 
 
@@ -506,10 +515,66 @@ def test_killed_while_it_writes_what_is_folded_it_repeats_that_batch_at_most(
 @pytest.mark.parametrize("poll", [False, True])
 def test_what_was_folded_and_written_before_a_kill_is_not_repeated(tmp_path: Path, poll: bool) -> None:
     """Though it was written as its time was over, and nothing came that would tell so again."""
-    machine = Crowd(tmp_path, ([], Limit(1, 200 * TICK)), "opened")
+    machine = Crowd(tmp_path, Selection([], Limit(1, 200 * TICK)), "opened")
     for step in [("come", 0, 1), ("drain", 0, 0), *[("poll", 0, 0)] * 4 * poll]:
         machine.take(step)
     time.sleep(0.2)
     machine.run([("settle", 0, 0), ("drain", 0, 0), ("crash", 0, 0)])
     counted = machine.count_by_source(event.CONNECTION_OPENED, event.CONNECTIONS_OPENED)
     assert (counted, machine.sum_up()[0]) == (machine.told, 3)
+
+
+FIRST_PORT = 1000
+LIMITS = ScanLimits(3, 3600 * 1000 * TICK, None, None, 3600 * 1000 * TICK, (), (), 64)
+
+
+class Scanned(Crowd):
+    """Sources that try one port after the other, so long ago that a scan is told when it is found."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, Selection(scan=LIMITS), "opened")
+
+    def _come(self, which: int, what: int) -> None:
+        source = f"192.0.2.{which}"
+        for _ in range(1 + what):
+            end = End(pack(("10.0.0.5", FIRST_PORT + self.told[source])), pack((source, 40000)))
+            self.told[source] += 1
+            self.tell(Transition(boot_ns() - HOLD, id(end), TcpState.SYN_RECV, TcpState.ESTABLISHED, end, 1))
+
+    def list_scans(self) -> dict[str, list[Mapping[str, str]]]:
+        found: dict[str, list[Mapping[str, str]]] = {}
+        for _, fields in self.reader.events:
+            if fields["MESSAGE_ID"] == event.PORT_SCAN:
+                found.setdefault(fields["SOURCE_IP"], []).append(fields)
+        return found
+
+
+@FEWER
+@given(crowds("crash", "restart"))
+def test_a_scan_is_told_once_whenever_it_ends(steps: list[Step]) -> None:
+    """In the window; and with all that it had tried."""
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Scanned(Path(folder))
+        machine.run([*steps, ("stick", 0, 0), ("drain", 0, 0), ("settle", 0, 0), ("drain", 0, 0)])
+        scans = machine.list_scans()
+        assert scans.keys() == {source for source, tried in machine.told.items() if tried > LIMITS.ports}
+        for source, entries in scans.items():
+            (told,) = entries
+            number = int(told["EVENT_COUNT"])
+            assert LIMITS.ports < number <= machine.told[source]
+            assert told["TCPWATCHD_OPEN_PORTS"] == f"{FIRST_PORT}-{FIRST_PORT + number - 1}"
+        opened = machine.count_by_source(event.CONNECTION_OPENED, event.CONNECTIONS_OPENED)
+        assert opened == machine.told
+
+
+@FEWER
+@given(crowds("die"))
+def test_killed_while_it_writes_a_scan_it_repeats_that_at_most(steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Scanned(Path(folder))
+        machine.run([*steps, ("stick", 0, 0), ("drain", 0, 0), ("settle", 0, 0), ("drain", 0, 0)])
+        scans = machine.list_scans()
+        assert scans.keys() == {source for source, tried in machine.told.items() if tried > LIMITS.ports}
+        for entries in scans.values():
+            assert all(entry == entries[0] for entry in entries)
+        assert sum(map(len, scans.values())) - len(scans) <= machine.again

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
 PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make,rpm"
+FAIL2BAN = "fail2ban,nftables"
 BOOT_TIMEOUT = 60.0
 
 Booted = TypeVar("Booted", bound="Container")
@@ -77,10 +78,12 @@ class Layers:
 class Container:
     """A booted container over a throw-away copy of a tree; `leader` is its PID 1 as this machine sees it."""
 
-    def __init__(self, suite: str, traced: bool = False) -> None:
-        """`traced`: with this machine's tracefs, whose instances are the same for all containers."""
+    def __init__(self, suite: str, traced: bool = False, more: str = "") -> None:
+        """`traced`: with this machine's tracefs, whose instances are the same for all containers; `more`: as
+        for a tree.
+        """
         self._traced = traced
-        self._layers = Layers(make_tree(suite))
+        self._layers = Layers(make_tree(suite, more))
         self.root = self._layers.root
         self._console = (self._layers.folder / "console").open("wb")
         self.leader = 0

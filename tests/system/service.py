@@ -6,9 +6,22 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tcpwatchd.output import event
+from tests.namespace import TRACING, wait_until
 
 if TYPE_CHECKING:
     from tests.system.container import Container
+
+INSTANCE, RESETS = TRACING / "instances/tcpwatchd", TRACING / "instances/tcpwatchd-resets"
+"""What the service has of the trace; the second where the kernel tells of closed ports."""
+
+
+def list_instances() -> dict[str, int]:
+    """Those that stand; each one that is made has a number of its own."""
+    return {path.name: path.stat().st_ino for path in (INSTANCE, RESETS) if path.exists()}
+
+
+def wait_until_gone() -> None:
+    wait_until(lambda: not list_instances(), 10, "no instance")
 
 
 def configure(container: Container, lines: str) -> None:

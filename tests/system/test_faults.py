@@ -11,10 +11,10 @@ import pytest
 
 from tcpwatchd.output import event
 from tests.holder import Traffic
-from tests.namespace import TRACING, Namespace, wait_until
+from tests.namespace import Namespace, wait_until
 from tests.system.container import Container, install
 from tests.system.load import PORTS, RATE, Load, join
-from tests.system.service import configure, count_lost, entries, write_settings
+from tests.system.service import configure, count_lost, entries, wait_until_gone, write_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,6 @@ KILLS = int(os.environ.get("KILLS", "3"))
 RELOADS = 100
 BATCH = 50
 """Connections that a drain can have brought at this rate, generously."""
-INSTANCE = TRACING / "instances/tcpwatchd"
 
 pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
 
@@ -50,7 +49,7 @@ def service(container: Container) -> Iterator[Container]:
     container.run("systemctl", "start", "tcpwatchd")
     yield container
     container.run("systemctl", "stop", "tcpwatchd")
-    wait_until(lambda: not INSTANCE.exists(), 10, "no instance after stop")
+    wait_until_gone()
 
 
 def kill(container: Container, unit: str, name: str) -> None:

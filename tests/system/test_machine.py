@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fill_journal import OFFERS
+from tests.port_scans import FIREWALLS, KINDS
 from tests.system.inside import FEW, MANY, SHORT
 from tests.system.inside_closings import COUNT
 from tests.system.machine import run_inside
@@ -128,3 +129,16 @@ def test_how_each_connection_closed_is_told(suite: str, tmp_path: Path) -> None:
     assert results["gaps"] == 0
     assert results["warnings"].replace("-- No entries --", "").strip() == ""
     assert all(found and "No entries" not in found for found in results["readme"].values())
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_what_is_told_of_port_scans(suite: str, tmp_path: Path) -> None:
+    """Linux 6.1 tells nothing of closed ports, 6.12 of all."""
+    more = ",nmap,nftables,iproute2"
+    results = run_inside(suite, "tests.system.inside_scans.scans", "", tmp_path, more=more, seconds=400)
+    print(results)
+    assert results["resets"] == (suite == "trixie")
+    assert results["scans"] == 2 * len(FIREWALLS) * len(KINDS)
+    assert results["wrong"] == []
+    assert results["units"] == "active"

@@ -11,17 +11,16 @@ import pytest
 
 from tcpwatchd import __version__
 from tcpwatchd.output import event
-from tests.namespace import TRACING, Namespace, wait_until
+from tests.namespace import Namespace, wait_until
 from tests.system.container import PROJECT, Container
 from tests.system.load import PORTS, Load, join
 from tests.system.packages import Workshop
-from tests.system.service import count_lost, entries
+from tests.system.service import count_lost, entries, list_instances, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-INSTANCE = TRACING / "instances/tcpwatchd"
 OLDER = "0.0.9"
 UNIT_DIR = "/usr/lib/systemd/system"
 
@@ -96,9 +95,10 @@ def test_the_life_of_the_deb(workshop: Workshop, packages: tuple[Path, Path]) ->
         install(machine, packages[0])
         assert machine.run("systemctl", "is-enabled", "tcpwatchd").strip() == "enabled"
         check_service(machine, OLDER)
+        check_examples(machine.run("dpkg", "--listfiles", "tcpwatchd"))
         check_autopkgtest(machine)
         join(client, machine)
-        trace = machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), INSTANCE.stat().st_ino
+        trace = machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), list_instances()
         lost = count_lost(machine)
         config = machine.root / "etc/tcpwatchd/tcpwatchd.conf"
         config.write_text(config.read_text().replace("#Interval=10s", "Interval=7s"))
@@ -110,7 +110,7 @@ def test_the_life_of_the_deb(workshop: Workshop, packages: tuple[Path, Path]) ->
         assert sum(missing.values()) <= count_lost(machine) - lost
         assert again == Counter()
         assert (
-            machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), INSTANCE.stat().st_ino
+            machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), list_instances()
         ) == trace, "an upgrade leaves the oneshot alone"  # fmt: skip
         machine.run("systemctl", "restart", "tcpwatchd")
         check_service(machine, __version__)
@@ -136,6 +136,12 @@ def check_service(machine: Container, version: str) -> None:
     assert machine.show("tcpwatchd-trace", "ActiveState") == "active"
 
 
+def check_examples(installed: str) -> None:
+    ours = PROJECT / "packaging/examples"
+    examples = {str(path.relative_to(ours)) for path in ours.rglob("*.conf")}
+    assert set(re.findall(r"^/usr/share/doc/.*/examples/(.*\.conf)$", installed, re.MULTILINE)) == examples
+
+
 def check_autopkgtest(machine: Container) -> None:
     shutil.copy(PROJECT / "packaging/debian/tests/service", machine.root / "root/service")
     machine.run("sh", "-ec", "mkdir -p /usr/local/bin; printf '#!/bin/sh\\nls /usr/share/man/man8/$2.8.gz' "
@@ -149,7 +155,7 @@ def check_exposure(machine: Container) -> None:
 
 
 def check_gone(machine: Container, *but: str) -> None:
-    wait_until(lambda: not INSTANCE.exists(), 10, "no instance")
+    wait_until_gone()
     for unit in ("tcpwatchd", "tcpwatchd-trace"):
         assert machine.show(unit, "ActiveState") == "inactive"
     places = "/run/*tcpwatchd* /run/private/*tcpwatchd* /etc/*/*tcpwatchd*"
@@ -175,6 +181,7 @@ def test_the_life_of_the_rpm() -> None:
         assert machine.run("systemctl", "is-enabled", "tcpwatchd").strip() == "enabled", "Debian's preset"
         machine.run("systemctl", "enable", "--now", "tcpwatchd")
         check_service(machine, OLDER)
+        check_examples(machine.run("rpm", "--query", "--list", "tcpwatchd"))
         join(client, machine)
         lost = Load(machine, client).run(
             10, lambda: print(machine.run("rpm", "--upgrade", "--nodeps", f"/root/{newer.name}"))

@@ -11,14 +11,21 @@ import pytest
 from tcpwatchd.kernel.instance import FILTER, TRACEPOINT
 from tcpwatchd.output import event
 from tests.holder import Traffic
-from tests.namespace import TRACING, wait_until
+from tests.namespace import wait_until
 from tests.system.container import Container, install
-from tests.system.service import configure, entries, write_settings
+from tests.system.service import (
+    INSTANCE,
+    RESETS,
+    configure,
+    entries,
+    list_instances,
+    wait_until_gone,
+    write_settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-INSTANCE = TRACING / "instances/tcpwatchd"
 SHORT = 1000
 
 pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
@@ -37,13 +44,17 @@ def container() -> Iterator[Container]:
 def service(container: Container) -> Iterator[Container]:
     """Polls are an hour apart: what is reported between, the trace told."""
     configure(container, "ExecStart=\nExecStart=/usr/bin/tcpwatchd --output journal --interval 3600")
-    starts = len(entries(container, event.TRACE_USED))
-    container.run("systemctl", "start", "tcpwatchd")
-    # It is ready before it writes, and a gap since the test before is written first.
-    wait_until(lambda: len(entries(container, event.TRACE_USED)) > starts, 10, "the trace in use")
+    use_trace(container, "start")
     yield container
     container.run("systemctl", "stop", "tcpwatchd")
-    wait_until(lambda: not INSTANCE.exists(), 10, "no instance after stop")
+    wait_until_gone()
+
+
+def use_trace(container: Container, command: str) -> None:
+    """It is ready before it writes, and a gap since the test before is written first."""
+    starts = len(entries(container, event.TRACE_USED))
+    container.run("systemctl", command, "tcpwatchd")
+    wait_until(lambda: len(entries(container, event.TRACE_USED)) > starts, 10, "the trace in use")
 
 
 def open_short(container: Container) -> Counter[tuple[str, str]]:
@@ -89,22 +100,39 @@ def test_it_needs_no_privilege(service: Container) -> None:
 
 def test_nobody_else_gets_to_the_instance(service: Container) -> None:
     drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    assert service.try_run(*drop, "ls", str(INSTANCE)).returncode != 0
-    readable = {path.name for path in INSTANCE.rglob("*") if path.is_file() and path.stat().st_mode & 0o004}
-    assert "trace_marker" not in readable
-    assert not any(path.stat().st_mode & 0o002 for path in INSTANCE.rglob("*"))
+    for instance in (INSTANCE, RESETS):
+        assert service.try_run(*drop, "ls", str(instance)).returncode != 0
+        files = [path for path in instance.rglob("*") if path.is_file()]
+        assert "trace_marker" not in {path.name for path in files if path.stat().st_mode & 0o004}
+        assert not any(path.stat().st_mode & 0o002 for path in instance.rglob("*"))
 
 
 def test_the_instance_stays_over_a_restart_and_a_crash(service: Container) -> None:
-    instance, gaps = INSTANCE.stat().st_ino, len(entries(service, event.TRACE_GAP))
+    instances, gaps = list_instances(), len(entries(service, event.TRACE_GAP))
     service.run("systemctl", "kill", "--signal=STOP", "tcpwatchd")
     truth = open_short(service)
     service.run("systemctl", "kill", "--signal=KILL", "tcpwatchd")
     wait_for(service, truth)
     service.run("systemctl", "restart", "tcpwatchd")
     wait_for(service, open_short(service))
-    assert INSTANCE.stat().st_ino == instance
+    assert list_instances() == instances
     assert len(entries(service, event.TRACE_GAP)) == gaps
+
+
+def test_resets_are_recorded_as_long_as_scans_are_reported(service: Container) -> None:
+    """Switched on again they find the other instance alone, as in an upgrade of an older version."""
+    before = list_instances()
+    write_settings(service, "scan", "[Scan]\nEnabled=no\n")
+    use_trace(service, "restart")
+    without = list_instances()
+    write_settings(service, "scan", "")
+    use_trace(service, "restart")
+    after = list_instances()
+    assert without == {INSTANCE.name: before[INSTANCE.name]}
+    assert after.keys() == before.keys()
+    assert after[INSTANCE.name] == before[INSTANCE.name]
+    told = "port scans are seen by open ports only" in entries(service, event.TRACE_USED)[-1]["MESSAGE"]
+    assert told == (RESETS.name not in after)
 
 
 def test_a_restart_of_the_trace_restarts_the_daemon(service: Container) -> None:
@@ -122,7 +150,7 @@ def test_a_restart_of_the_trace_restarts_the_daemon(service: Container) -> None:
 
 def test_without_the_trace_unit_it_polls_and_says_so(service: Container) -> None:
     service.run("systemctl", "stop", "tcpwatchd")
-    wait_until(lambda: not INSTANCE.exists(), 10, "no instance after stop")
+    wait_until_gone()
     service.run("systemctl", "mask", "--runtime", "--quiet", "tcpwatchd-trace")
     before = len(entries(service, event.TRACE_UNAVAILABLE))
     service.run("systemctl", "start", "tcpwatchd")
@@ -170,9 +198,7 @@ def test_a_size_that_makes_no_sense_is_told_and_nothing_starts(service: Containe
     service.run("journalctl", "--sync")
     assert f"tcpwatchd: {fault}" in service.run("journalctl", "-u", "tcpwatchd", "-p", "err", "-o", "cat")
     write_settings(service, "buffer", "")
-    starts = len(entries(service, event.TRACE_USED))
-    service.run("systemctl", "restart", "tcpwatchd")
-    wait_until(lambda: len(entries(service, event.TRACE_USED)) > starts, 10, "the trace in use")
+    use_trace(service, "restart")
 
 
 def set_buffer(container: Container, size: str | None) -> None:

@@ -6,15 +6,16 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.system.container import CACHE, make_tree
+from tests.system.container import CACHE, FAIL2BAN, make_tree
 from tests.system.machine import KERNEL
 from tests.system.packages import TOOLS
 
 SUITES = ("bookworm", "trixie")
+KINDS = {"plain": "", "with a kernel": KERNEL, "with build tools": TOOLS, "with fail2ban": FAIL2BAN}
 
 
 def prepare(suite: str) -> None:
-    for name, packages in (("plain", ""), ("with a kernel", KERNEL), ("with build tools", TOOLS)):
+    for name, packages in KINDS.items():
         began = time.monotonic()
         make_tree(suite, packages)
         if time.monotonic() - began > 1:
