@@ -171,9 +171,11 @@ def run(
 
     def reload() -> Reloaded:
         new = load(flags)
+        changes = list_changes(settings, new)
+        new.scan_enabled = settings.scan_enabled
         pipeline.switch(new.selection)
         pipeline.outbox.message_owner, processes.command_lines = new.message_owner, new.command_lines
-        return Reloaded(new.interval, list_changes(settings, new))
+        return Reloaded(new.interval, changes)
 
     reasons = no_trace, no_resets
     watch = Watch(pipeline, sink, notifier, signals, settings.interval, trace, *reasons, reload)

@@ -13,6 +13,8 @@ ClosedBy = Literal["fin", "reset", "timeout"]
 Report = Literal["opened", "closed", "both"]
 Priority = Literal["4", "5", "6"]
 """Of an entry, as in syslog(3): warning, notice, info."""
+GoesOn = Literal["", "ports", "addresses", "again"]
+"""Of a scan: whether it was told before, and by what it goes on."""
 PLAIN: Priority = "6"
 """That of most."""
 
@@ -376,10 +378,9 @@ class PortScan(NamedTuple):
     """Where, packed."""
     is_least: bool
     """Whether there may be more of it."""
-    is_certain: bool
+    is_verified: bool
     """Whether it is a scan without the closed ports too, which anybody can try in the name of another."""
-    goes_on: bool
-    """Whether it was told before."""
+    goes_on: GoesOn
 
 
 class Loss(NamedTuple):

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tcpwatchd.state.store import Store
 
 REPORT_ALL = Selection()
+SETTLE_PAUSE = 1_000_000_000
+"""Nanoseconds between two times that scans are told, for what was told is saved."""
 RESETS_PAUSE = 1.0
 """Seconds between two looks at resets that were sent, while connections come."""
 LOSS_PAUSE = 1.0
@@ -87,7 +89,7 @@ class Pipeline:
         """Whether the trace has been read since the snapshot before."""
         self._drain_failing = self._counters_failing = self._owners_failing = self._resets_failing = False
         """Whether each could not be read when it was last tried."""
-        self._owners_failed_since_poll = False
+        self._owners_failed_since_poll, self._resets_unread, self._settled_at = False, False, 0
         self._drained_whole = True
         """Whether the last drain left nothing behind that was older than it."""
         self._lost_unreported = 0
@@ -106,6 +108,10 @@ class Pipeline:
     def resume(self) -> None:
         """Go on from where the process before ended, if it left anything."""
         self._totals["records_lost"], self._trace_unbroken = self._recovery.resume()
+        if self._resets and self._scans.read[0] == self._resets.instance:
+            slipped = self._resets.total - self._scans.read[1]
+            if slipped > 0:  # read by a process that was killed
+                self._scans.note_loss(boot_ns(), slipped)
         self.switch(self._selection)
 
     def switch(self, selection: Selection) -> None:
@@ -165,6 +171,7 @@ class Pipeline:
         What is written so is kept at once. Otherwise another process, after a kill, could not know that it
         was.
         """
+        self.drain()
         if self._settle(everything):
             self._recovery.save()
 
@@ -182,35 +189,49 @@ class Pipeline:
 
     def _tell_scans(self, moment: int, everything: bool) -> bool:
         """Whether there is anything to tell; `moment` is now, nanoseconds of CLOCK_BOOTTIME."""
-        scans, uncounted = self._scans.settle(moment, everything), self._scans.take_uncounted(moment)
+        self._settled_at = moment
+        scans = self._scans.settle(moment, everything)
+        unfollowed = self._scans.take_unfollowed(moment, everything)
         for scan in scans:
             first, last = (now() - (moment - time) // MICROSECOND for time in (scan.first, scan.last))
             self.report(event.port_scan(scan, first, last, now()))
-        if uncounted:
-            self.report(event.scans_uncounted(uncounted, now()))
-        return bool(scans or uncounted)
+        if unfollowed:
+            self.report(event.scans_unfollowed(unfollowed, now()))
+        return bool(scans or unfollowed)
 
-    def _follow_resets(self, check: bool = False) -> None:
-        """A failure is reported once, and when it is over. `check`: whether they are recorded as they should
-        be; if not, that is repaired where it may be done.
-        """
+    def _follow_resets(self) -> None:
         if not self._resets or self._scans.limits is None:
             return
         self._read_resets_at = time.monotonic() + RESETS_PAUSE
         try:
-            if check:
-                self._resets.check_and_repair()
             resets, lost, failure = self._resets.read()
             self._scans.follow_resets(resets, lost, boot_ns())
+            self._scans.read = self._resets.instance, self._resets.total
             self._recovery.changed |= bool(resets)
         except Exception as error:  # whatever went wrong, the next time it may go right
             failure = error
-        if failure and not self._resets_failing:
+        self._resets_unread = failure is not None
+        if failure:
+            self._note_resets_failing(failure)
+
+    def _check_resets(self) -> None:
+        """See whether they are recorded as they should be."""
+        if not self._resets or self._scans.limits is None:
+            return
+        try:
+            self._resets.check()
+        except (OSError, ValueError, Failure) as error:
+            self._scans.note_loss(boot_ns(), 0)
+            self._note_resets_failing(error)
+        else:
+            if self._resets_failing and not self._resets_unread:
+                self.report(event.resets_recovered(now()))
+                self._resets_failing = False
+
+    def _note_resets_failing(self, failure: Exception) -> None:
+        if not self._resets_failing:
             self.report(event.resets_failed(describe(failure), now()))
-        elif self._resets_failing and not failure and check:
-            self.report(event.resets_recovered(now()))
-        if failure or check:
-            self._resets_failing = failure is not None
+        self._resets_failing = True
 
     def _read_addresses(self) -> None:
         self._tracker.addresses = self._scans.addresses = read_addresses(self._root)
@@ -283,7 +304,7 @@ class Pipeline:
         """
         if not self._trace or not self._decoder:
             return
-        self._follow_resets(check=True)
+        self._check_resets()
         try:
             fault = self._find_fault(self._trace, self._decoder)
             if fault:
@@ -488,8 +509,9 @@ class Pipeline:
 
     @property
     def next_settling(self) -> int | None:
-        """When there is something to settle before long, likewise."""
-        return self._scans.next_due
+        """When there is something to settle before long, likewise; what is due is gathered for a second."""
+        due = self._scans.next_due
+        return None if due is None else max(due, self._settled_at + SETTLE_PAUSE)
 
     @property
     def poll_overdue(self) -> bool:

@@ -72,7 +72,8 @@ def make_scans() -> ScansKnown:
     more = [(Endpoint(places[-1]), sources[1]), (THERE, sources[1][:4] + b"\0\x50")]
     scans.follow_resets([Reset(99, End(place, Endpoint(source))) for place, source in more], 3, 2_000_000_200)
     scans.note_called([THERE, HERE6])
-    return scans.known._replace(uncounted=7)
+    scans.read = 77, 12345
+    return scans.known._replace(unfollowed=[HERE.address, HERE6.address])
 
 
 def spread(kept: Baseline) -> tuple[Baseline, Any]:

@@ -21,9 +21,7 @@ OF_FAIL2BAN = {f"fail2ban/{folder}/tcpwatchd.conf" for folder in ("action.d", "f
 """Tried for good by tests/system/test_fail2ban.py."""
 PREFIX, SUBNET = r"\S+ tcpwatchd\[\d+\]: ", r"(?P<subnet>[0-9a-f.:]+(?:/\d+)?)"
 """What fail2ban puts there, in short."""
-SCAN = PortScan(
-    bytes((192, 0, 2, 7)), None, 0, 0, [22], [1, 2, 3], [bytes((10, 0, 0, 5))], False, False, False
-)
+SCAN = PortScan(bytes((192, 0, 2, 7)), None, 0, 0, [22], [1, 2, 3], [bytes((10, 0, 0, 5))], False, False, "")
 NGINX = Owner(user=33, user_name="www-data", unit="nginx.service", name="nginx")
 UPDATES = Owner(user=42, user_name="_apt", unit="apt-daily-upgrade.service", name="https")
 MONITORING = Owner(user=998, user_name="monitoring", unit="agent.service", name="agent")
@@ -152,15 +150,15 @@ def read_fail2ban(folder: str) -> ConfigParser:
 SIX, NETWORK = bytes.fromhex("20010db8000100020000000000000005"), bytes.fromhex("20010db800010002" + 16 * "0")
 SCANS = {
     "one": ("192.0.2.7", SCAN),
-    "one that goes on": ("192.0.2.7", SCAN._replace(goes_on=True, is_least=True)),
-    "one port more": ("192.0.2.7", SCAN._replace(goes_on=True, closed_ports=[])),
+    "one that goes on": ("192.0.2.7", SCAN._replace(goes_on="ports", is_least=True)),
+    "one port more": ("192.0.2.7", SCAN._replace(goes_on="ports", closed_ports=[])),
     "several addresses": ("192.0.2.7", SCAN._replace(destinations=[bytes(4), bytes(4)])),
     "a port at many": (
         "192.0.2.7",
         SCAN._replace(closed_ports=[], destinations=[bytes(4)] * 256, is_least=True),
     ),
     "IPv6": ("2001:db8:1:2::5", SCAN._replace(address=SIX)),
-    "a network": ("2001:db8:1:2::/64", SCAN._replace(address=SIX, network=(NETWORK, 64), goes_on=True)),
+    "a network": ("2001:db8:1:2::/64", SCAN._replace(address=SIX, network=(NETWORK, 64), goes_on="again")),
 }
 
 
@@ -176,7 +174,7 @@ def test_fail2ban_finds_who_scans(name: str) -> None:
 def test_fail2ban_takes_nobody_else_for_one() -> None:
     pattern = read_fail2ban("filter.d")["Definition"]["failregex"].replace("<SUBNET>", SUBNET)
     message = event.port_scan(SCAN, 0, 0, 0).fields["MESSAGE"]
-    others = [event.scans_uncounted(7, 0).fields["MESSAGE"], f"New connection: {message}", f"{message} (x)"]
+    others = [event.scans_unfollowed(7, 0).fields["MESSAGE"], f"New connection: {message}", f"{message} (x)"]
     for other in (*others, message.replace("192.0.2.7", "a.example"), f"{message} {message}"):
         assert not re.search(pattern, f"host tcpwatchd[12]: {other}"), other
 
@@ -186,7 +184,7 @@ def test_fail2ban_reads_what_the_service_itself_wrote_of_scans() -> None:
     one = f"MESSAGE_ID={event.PORT_SCAN} _SYSTEMD_UNIT=tcpwatchd.service"
     assert read_fail2ban("filter.d")["Definition"]["journalmatch"] == one
     text = (FOLDER / "fail2ban/filter.d/tcpwatchd.conf").read_text()
-    certain = event.port_scan(SCAN._replace(is_certain=True), 0, 0, 0).fields["TCPWATCHD_SOURCE"]
-    assert f"\n#journalmatch = %(_entries)s TCPWATCHD_SOURCE={certain}\n" in text
+    verified = event.port_scan(SCAN._replace(is_verified=True), 0, 0, 0).fields["TCPWATCHD_SOURCE_VERIFIED"]
+    assert f"\n#journalmatch = %(_entries)s TCPWATCHD_SOURCE_VERIFIED={verified}\n" in text
     jail = read_fail2ban("jail.d")["tcpwatchd"]
     assert [jail[key] for key in ("backend", "filter", "banaction")] == ["systemd", "tcpwatchd", "tcpwatchd"]

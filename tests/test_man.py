@@ -114,7 +114,7 @@ def test_files_and_bounds() -> None:
     assert bounds in FILE_PAGE
     assert f"{MOST_SCANS:,} scans are followed at once" in FILE_PAGE
     assert event.MOST_LISTED == 100
-    assert "the first hundred ranges" in PAGE
+    assert "of more than a hundred ranges, or addresses, the rest is" in PAGE
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
@@ -149,9 +149,9 @@ def test_every_field() -> None:
     names = "reported", "reported_closed", "folded", "folded_closed", "ignored"
     others += [*folded, event.connections_counted(0, [("x:1", 1)], 1, 1, dict.fromkeys(names, 1), 0)]
     here = [bytes((10, 0, 0, last)) for last in (1, 2)]
-    scan = PortScan(bytes(16), (bytes(16), 64), 0, 0, [1], [2], here, False, False, False)
+    scan = PortScan(bytes(16), (bytes(16), 64), 0, 0, [1], [2], here, False, False, "")
     others += [event.port_scan(one, 0, 0, 0) for one in (scan, scan._replace(destinations=here[:1]))]
-    others += [event.scans_uncounted(1, 0), event.resets_failed("", 0), event.resets_recovered(0)]
+    others += [event.scans_unfollowed(1, 0), event.resets_failed("", 0), event.resets_recovered(0)]
     fields = {name for made in others for name in made.fields}
     text = read_section("JOURNAL FIELDS")
     named = re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bMESSAGE\b|\bPRIORITY\b", text)

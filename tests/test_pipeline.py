@@ -396,11 +396,18 @@ def test_a_cpu_whose_resets_cannot_be_read_is_told_too(scanned: Watched) -> None
     assert scanned.count(event.PORT_SCAN) == 1
 
 
-def test_an_instance_of_resets_that_was_changed_is_repaired_in_silence(scanned: Watched) -> None:
+def test_an_instance_of_resets_that_was_changed_is_repaired_and_told(scanned: Watched) -> None:
+    """What was tried meanwhile is the least."""
     (scanned.of_resets / "tracing_on").write_text("0\n")
+    scanned.refuse(1, 2, 3, 4, ago=LONG_AGO)
     scanned.poll()
     assert (scanned.of_resets / "tracing_on").read_text() == "1"
-    assert scanned.count(event.RESETS_FAILED) == 0
+    assert (scanned.count(event.RESETS_FAILED), scanned.count(event.RESETS_RECOVERED)) == (1, 0)
+    (told,) = scanned.list_told(event.PORT_SCAN)
+    assert told["MESSAGE"] == "Port scan: 192.0.2.56 tried at least 4 ports of this host"
+    scanned.poll()
+    scanned.poll()
+    assert (scanned.count(event.RESETS_FAILED), scanned.count(event.RESETS_RECOVERED)) == (1, 1)
 
 
 def test_resets_that_were_lost_are_counted_and_make_a_scan_the_least(scanned: Watched) -> None:
@@ -471,4 +478,4 @@ def test_scans_that_are_too_many_are_told_by_their_number(scanned: Watched) -> N
     for _ in range(2):
         scanned.poll()
     assert scanned.count(event.PORT_SCAN) == MOST_SCANS
-    assert [told["EVENT_COUNT"] for told in scanned.list_told(event.SCANS_UNCOUNTED)] == ["5"]
+    assert [told["EVENT_COUNT"] for told in scanned.list_told(event.SCANS_UNFOLLOWED)] == ["5"]

@@ -71,7 +71,7 @@ def test_every_message_is_explained() -> None:
         event.keeping_failed("R", 0),
         event.baseline_unusable("R", 0),
         event.watch_failed("R", 0),
-        event.scans_uncounted(2, 0),
+        event.scans_unfollowed(2, 0),
         event.resets_failed("R", 0),
     ]
     shapes = [re.escape(shape) for shape in re.findall(r"^\| `(.*?)`", table, re.MULTILINE)]

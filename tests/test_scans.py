@@ -86,11 +86,12 @@ def test_what_is_told_of_each_kind_of_scan(output: IO[bytes], resets: bool) -> N
             opened, closed = find_told({"source": entry["SOURCE_IP"]}, [entry])
             number = len(opened) + len(closed)
             verb = " goes on" if entry["MESSAGE"].startswith("Port scan goes on") else ""
-            text = f"Port scan{verb}: {entry['SOURCE_IP']} tried {number} ports of this host"
+            more = " more" * bool(verb)
+            text = f"Port scan{verb}: {entry['SOURCE_IP']} tried {number}{more} ports of this host"
             assert entry["MESSAGE"] == text
             assert entry["EVENT_COUNT"] == str(number)
             assert entry["PRIORITY"] == "4"
             seen = ["accept"] * bool(opened) + ["reset"] * bool(closed)
             assert entry["TCPWATCHD_SEEN_BY"] == ",".join(seen)
-            assert entry["TCPWATCHD_SOURCE"] == ("certain" if len(opened) > 3 else "claimed")
+            assert entry["TCPWATCHD_SOURCE_VERIFIED"] == ("yes" if len(opened) > 3 else "no")
             assert entry["EVENT_START"] <= entry["EVENT_END"] <= entry["EVENT_CREATED"]

@@ -202,8 +202,7 @@ def load(settings: Settings, root: str = "/") -> Settings:
                 if assignment.section == RULES_SECTION and assignment.key in RULE_HELP:
                     rules.append(read_rule(assignment))
                 else:
-                    name, value = read_setting(assignment)
-                    given[name] = Given(value, assignment.value, f"{make_printable(path)}:{assignment.line}")
+                    set_value(given, read_setting(assignment), assignment)
             except ConfigError as error:
                 faults += error.faults
     if faults:
@@ -211,7 +210,27 @@ def load(settings: Settings, root: str = "/") -> Settings:
     given |= settings.given
     defaults = {setting.name: setting.default and setting.parse(setting.default) for setting in SETTINGS}
     values = {**defaults, **{name: one.value for name, one in given.items()}}
-    return Settings(**{**vars(settings), **values, "rules": rules, "given": given})
+    loaded = Settings(**{**vars(settings), **values, "rules": rules, "given": given})
+    if loaded.scan_slow_window < loaded.scan_window:
+        name = "scan_slow_window" if "scan_slow_window" in given else "scan_window"
+        raise UsageError(f"{loaded.cite(name)}: SlowWindow= must not be shorter than Window=")
+    return loaded
+
+
+def set_value(given: dict[str, Given], setting: Setting, assignment: Assignment) -> None:
+    """Raises ConfigError. An empty value is that of a setting that is not set."""
+    path, section, key, text, _ = assignment
+    if not text and setting.default is None:
+        given.pop(setting.name, None)
+        return
+    try:
+        value = setting.parse(text)
+    except ValueError as error:
+        raise ConfigError([Fault(path, assignment.line, None, f"[{section}] {key}=: {error}")]) from error
+    before = given.get(setting.name)
+    if setting.is_list and before:
+        value, text = before.value + value, f"{before.text} {text}"
+    given[setting.name] = Given(value, text, f"{make_printable(path)}:{assignment.line}")
 
 
 def read_rule(assignment: Assignment) -> Rule:
@@ -228,21 +247,18 @@ def read_rule(assignment: Assignment) -> Rule:
         raise ConfigError([Fault(path, line, column, f"[{section}] {key}=: {error}")]) from error
 
 
-def read_setting(assignment: Assignment) -> tuple[str, Any]:
-    """The name of the setting, and its value. Raises ConfigError."""
+def read_setting(assignment: Assignment) -> Setting:
+    """Raises ConfigError for one that there is not, and for one that must have a value and has none."""
     path, section, key, text, _ = assignment
     setting = BY_KEY.get((section, key))
     if setting is None:
         known = [one.key for one in SETTINGS if one.section == section]
         known += RULE_HELP if section == RULES_SECTION else []
         fault = f"no setting {quote(key + '=')} in [{section}]; there are {', '.join(known)}"
-    elif not text:
+    elif not text and setting.default is not None:
         fault = f"[{section}] {key}=: expected a value, found the end"
     else:
-        try:
-            return setting.name, setting.parse(text)
-        except ValueError as error:
-            fault = f"[{section}] {key}=: {error}"
+        return setting
     raise ConfigError([Fault(path, assignment.line, None, fault)])
 
 

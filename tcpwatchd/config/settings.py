@@ -55,6 +55,11 @@ class Setting(NamedTuple):
     def is_switch(self) -> bool:
         return self.parse is parse_bool
 
+    @property
+    def is_list(self) -> bool:
+        """Whether what is given more than once in files adds up."""
+        return self.parse in (parse_networks, parse_port_ranges)
+
 
 SCAN_SECTION = "Scan"
 MOST_LIMIT = 1000
@@ -170,7 +175,8 @@ SETTINGS = (
         "3",
         "N",
         count_from(1, MOST_LIMIT),
-        "a source scans that tries more than N different ports in the window",
+        "a source scans that tries more than N different ports in the window, 1 to 1000",
+        "A client that uses more than so many services of this machine within the window is told too.",
     ),
     Setting(
         SCAN_SECTION,
@@ -179,6 +185,7 @@ SETTINGS = (
         "SPAN",
         parse_window,
         "the time that is looked at, 1s to 1d; there is at most one entry a source in it",
+        "A plain number is seconds.",
     ),
     Setting(
         SCAN_SECTION,
@@ -186,7 +193,7 @@ SETTINGS = (
         "20",
         "N|no",
         count_from(1, MOST_LIMIT, or_no=True),
-        "a source scans that tries the same port at more than N addresses in the window",
+        "a source sweeps that tries the same port at more than N addresses in the window, 1 to 1000",
     ),
     Setting(
         SCAN_SECTION,
@@ -194,7 +201,7 @@ SETTINGS = (
         "10",
         "N|no",
         count_from(1, MOST_LIMIT, or_no=True),
-        "a source scans, slowly, that tries more than N different ports in the longer window",
+        "a source scans, slowly, that tries more than N different ports in the longer window, 1 to 1000",
     ),
     Setting(
         SCAN_SECTION,
@@ -202,7 +209,7 @@ SETTINGS = (
         "1h",
         "SPAN",
         parse_window,
-        "the longer window, 1s to 1d; there is at most one entry in it of a source that scans slowly",
+        "the longer window, up to 1d; there is at most one entry in it of a source that scans slowly",
     ),
     Setting(
         SCAN_SECTION,
@@ -211,7 +218,8 @@ SETTINGS = (
         "NETWORKS",
         parse_networks,
         "networks and addresses that may scan",
-        'As in "192.0.2.0/24 2001:db8::/32 198.51.100.7". The addresses of this machine may anyway.',
+        'As in "192.0.2.0/24 2001:db8::/32 198.51.100.7". More of these lines add up, and an empty one takes '
+        "back all before it. The addresses of this machine may anyway.",
     ),
     Setting(
         SCAN_SECTION,
@@ -220,7 +228,8 @@ SETTINGS = (
         "PORTS",
         parse_port_ranges,
         "ports that anybody may try",
-        'As in "50000-50100 6000", for the passive ports of an FTP server.',
+        'As in "50000-50100 6000", for the passive ports of an FTP server. More of these lines add up, and '
+        "an empty one takes back all before it.",
     ),
     Setting(
         SCAN_SECTION,

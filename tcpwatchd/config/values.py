@@ -54,13 +54,22 @@ def parse_span(text: str) -> float:
 
 
 def parse_interval(text: str) -> float:
-    shortest, longest = INTERVAL_RANGE
+    return parse_span_within(text, INTERVAL_RANGE, "100ms to 1d")
+
+
+def parse_window(text: str) -> int:
+    """Nanoseconds."""
+    return round(parse_span_within(text, WINDOW_RANGE, "1s to 1d") * NANOSECONDS)
+
+
+def parse_span_within(text: str, limits: tuple[float, float], named: str) -> float:
+    """Seconds; `limits` are too."""
     try:
         seconds = parse_span(text)
     except ValueError:
         seconds = -1
-    if not shortest <= seconds <= longest:
-        raise ValueError(f"not a time span from 100ms to 1d: {quote(text)}")
+    if not limits[0] <= seconds <= limits[1]:
+        raise ValueError(f"not a time span from {named}: {quote(text)}")
     return seconds
 
 
@@ -96,18 +105,6 @@ def parse_fold(text: str) -> Limit | None:
     if not fewest <= number <= most or not shortest <= seconds <= longest:
         raise ValueError(f"not N/SPAN from 1/1s to 1000000/1h, nor no: {quote(text)}")
     return Limit(number, round(seconds * NANOSECONDS))
-
-
-def parse_window(text: str) -> int:
-    """Nanoseconds."""
-    shortest, longest = WINDOW_RANGE
-    try:
-        seconds = parse_span(text)
-    except ValueError:
-        seconds = -1
-    if not shortest <= seconds <= longest:
-        raise ValueError(f"not a time span from 1s to 1d: {quote(text)}")
-    return round(seconds * NANOSECONDS)
 
 
 def count_from(fewest: int, most: int, or_no: bool = False) -> Callable[[str], int | None]:

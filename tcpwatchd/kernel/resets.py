@@ -44,20 +44,30 @@ class Resets(Reader):
     def _learn(self) -> None:
         self._layout = read_reset_layout(read_file(self.path, f"{RESETS}/format"))
 
-    def check_and_repair(self) -> None:
-        """Raises TraceError and OSError if it is not as it should be, and cannot be repaired from here."""
+    def check(self) -> None:
+        """Raises TraceError if it was not as it should be, repaired or not, and OSError."""
         try:
-            self.check()
+            super().check()
         except TraceError:
             with contextlib.suppress(OSError):  # the service may not
                 self.repair()
-            self.check()
+            raise
+        taken = self.count_handed_over()
+        before, self.taken = self.taken, {**self.taken, **taken}
+        if any(records < before.get(cpu, 0) for cpu, records in taken.items()):
+            raise TraceError(f"{self.path}: its buffers were emptied")
+
+    @property
+    def total(self) -> int:
+        """How many records it ever gave, to whomever."""
+        return sum(self.taken.values())
 
     def read(self) -> tuple[list[Reset], int, Exception | None]:
         """Those since the last time, in the order of time; how many more were lost, at least; and why some
         could not be read, if they could not.
         """
         drain = self.drain()
+        self.taken.update(drain.taken)
         found, lost = decode_resets(drain, self.page, self._layout)
         return found, lost, drain.failure
 

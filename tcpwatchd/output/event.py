@@ -50,7 +50,7 @@ CONNECTIONS_OPENED = "88c35006b4a7440a9cff6250af81af72"
 CONNECTIONS_CLOSED = "178e2941afe3415fb1cd61f599e268ff"
 CONNECTIONS_COUNTED = "5a40ed89b8094cf497b217da811bcfa1"
 PORT_SCAN = "e73fc756eb2247328f45e6ffc1abb967"
-SCANS_UNCOUNTED = "c0cd3ef6621d499483d5a549af6a8f38"
+SCANS_UNFOLLOWED = "c0cd3ef6621d499483d5a549af6a8f38"
 RESETS_FAILED = "566dcc87b5ae43cfa54b45e3c46726a9"
 RESETS_RECOVERED = "37c985f863fa45ad8c96bd0a1672a16e"
 RELOADED = "b7029b9e511f42b6b02b1e14186e4922"
@@ -328,7 +328,7 @@ def port_scan(scan: PortScan, first: int, last: int, now: int) -> Event:
         "NETWORK_TYPE": "ipv6" if ":" in source else "ipv4",
         "NETWORK_TRANSPORT": "tcp",
         "TCPWATCHD_SEEN_BY": ",".join(seen),
-        "TCPWATCHD_SOURCE": "certain" if scan.is_certain else "claimed",
+        "TCPWATCHD_SOURCE_VERIFIED": "yes" if scan.is_verified else "no",
     }
     if scan.network:
         address, bits = scan.network
@@ -338,7 +338,7 @@ def port_scan(scan: PortScan, first: int, last: int, now: int) -> Event:
     if scan.closed_ports:
         fields["TCPWATCHD_CLOSED_PORTS"] = list_ports(scan.closed_ports)
     tried, more = describe_tried(scan)
-    message = f"Port scan{' goes on' * scan.goes_on}: {source} tried {tried}"
+    message = f"Port scan{' goes on' * bool(scan.goes_on)}: {source} tried {tried}"
     return _own(now, PORT_SCAN, WARNING, message, **fields, **more)
 
 
@@ -348,17 +348,17 @@ def describe_tried(scan: PortScan) -> tuple[str, dict[str, str]]:
     places = [format_ip(address) for address in scan.destinations]
     least = "at least " * scan.is_least
     fields = {"EVENT_COUNT": str(len(ports))}
-    text = f"{least}{len(ports)} ports of this host"
+    text = f"{least}{len(ports)}{' more' * (scan.goes_on == 'ports')} ports of this host"
     if len(ports) == 1:
-        text = f"port {ports[0]} of this host"
+        text = f"port {ports[0]}{' too' * (scan.goes_on == 'ports')} of this host"
         fields["DESTINATION_PORT"] = str(ports[0])
         fields["EVENT_COUNT"] = str(len(places))
     if len(places) == 1:
         fields["DESTINATION_IP"] = places[0]
     else:
-        text += f" at {least}{len(places)} addresses"
+        text += f" at {least}{len(places)}{' more' * (scan.goes_on == 'addresses')} addresses"
         fields["TCPWATCHD_DESTINATION_IPS"] = ",".join(shorten_list(places))
-    return text, fields
+    return text + " again" * (scan.goes_on == "again"), fields
 
 
 def list_ports(ports: Sequence[int]) -> str:
@@ -376,10 +376,10 @@ def shorten_list(words: list[str]) -> list[str]:
     return words if len(words) <= MOST_LISTED else [*words[:MOST_LISTED], "..."]
 
 
-def scans_uncounted(number: int, now: int) -> Event:
+def scans_unfollowed(number: int, now: int) -> Event:
     """Of sources that began to scan while too many did."""
-    message = f"Port scans: {number} more sources tried many ports of this host, some perhaps counted twice"
-    return _own(now, SCANS_UNCOUNTED, WARNING, message, EVENT_COUNT=str(number))
+    message = f"Port scans: at least {number} more sources tried many ports of this host"
+    return _own(now, SCANS_UNFOLLOWED, WARNING, message, EVENT_COUNT=str(number))
 
 
 def resets_failed(reason: str, now: int) -> Event:

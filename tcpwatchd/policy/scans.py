@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.connection import Connection, Endpoint, PortScan, TcpState
-from tcpwatchd.policy.sources import Sources
+from tcpwatchd.policy.sources import ACCEPTED, ACCEPTED_INSIDE, REFUSED, Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Set
 
-    from tcpwatchd.connection import Reset, Transition
+    from tcpwatchd.connection import GoesOn, Reset, Transition
     from tcpwatchd.policy.sources import Source
 
     Addresses = tuple[bytes, bytes]
@@ -26,6 +26,10 @@ MOST_SCANS = 300
 """Scans that are followed at once, each with its ports; those beyond are only counted."""
 MOST_ADDRESSES = 256
 """Addresses of this machine that are told of a scan."""
+MOST_ACCEPTED = 1_000
+"""Open ports that are told of a scan."""
+MOST_UNFOLLOWED = 10_000
+"""Sources that are counted of those that scan and are not followed."""
 MOST_CALLED = 20_000
 """Places that this machine opened connections to, twice over."""
 MOST_PASSED = 10_000
@@ -35,6 +39,9 @@ LINK_LOCAL = bytes.fromhex("fe80") + bytes(14)
 HERE = b""
 """Stands for all addresses of this machine; those of its containers are none of them."""
 SYN_SENT = TcpState.SYN_SENT
+NONE_REFUSED: frozenset[Endpoint] = frozenset()
+NONSENSE = 1_000_000_000
+"""No reset was sent so many nanoseconds after it was read, unless the clock of its record was changed."""
 
 
 class ScanLimits(NamedTuple):
@@ -94,6 +101,7 @@ class Scan:
     """What a source that scans tried."""
 
     __slots__ = (
+        "accepted",
         "address",
         "addresses",
         "all_addresses",
@@ -101,10 +109,11 @@ class Scan:
         "due",
         "first",
         "has_others",
+        "inside",
         "is_least",
-        "is_new",
         "last",
-        "open",
+        "new_addresses",
+        "new_ports",
         "ports",
         "told_at",
         "window",
@@ -129,41 +138,52 @@ class Scan:
     def clear(self) -> None:
         """Begin anew with what is told."""
         self.first = self.last = 0
-        self.ports, self.open = Ports(), Ports()
+        self.ports, self.new_ports = Ports(), Ports()
         self.addresses: set[bytes] = set()
-        self.is_new = False
-        """Whether any of it was never tried before."""
+        self.new_addresses: set[bytes] = set()
+        """Those that it never tried before."""
+        self.accepted: dict[Endpoint, int] = {}
+        """Places that accepted a connection, and when: nanoseconds of CLOCK_BOOTTIME."""
+        self.inside: set[Endpoint] = set()
+        """Those of them that a connection inside this machine was for."""
         self.is_least = False
         """Whether there may be more of it."""
 
-    def add(self, place: Endpoint, time: int, accepted: bool) -> None:
+    def add(self, place: Endpoint, time: int, how: int) -> None:
         address, port = place.address, place.port
         self.first = min(self.first or time, time)
         self.last = max(self.last, time)
         self.ports.add(port)
-        if accepted:
-            self.open.add(port)
-        self.is_new |= self.all_ports.add(port)
-        if len(self.all_addresses) < MOST_ADDRESSES:
-            self.is_new |= address not in self.all_addresses
+        if self.all_ports.add(port):
+            self.new_ports.add(port)
+        if address not in self.all_addresses and len(self.all_addresses) < MOST_ADDRESSES:
             self.all_addresses.add(address)
+            self.new_addresses.add(address)
         if len(self.addresses) < MOST_ADDRESSES:
             self.addresses.add(address)
         self.is_least |= address not in self.addresses
+        if how and (place in self.accepted or len(self.accepted) < MOST_ACCEPTED):
+            self.accepted[place] = max(time, self.accepted.get(place, 0))
+            if how == ACCEPTED_INSIDE:
+                self.inside.add(place)
 
 
 class ScansKnown(NamedTuple):
     """What is remembered, for another process to go on from."""
 
-    places: list[tuple[bytes, Endpoint, int, bool, bytes]]
+    places: list[tuple[bytes, Endpoint, int, int, bytes]]
     """As `Sources` has them."""
     scans: list[tuple[bytes, Scan]]
     called: list[Endpoint]
+    unfollowed: list[bytes]
     lost_until: int
-    uncounted: int
+    prefix6: int
+    """As the limits had it: sources of IPv6 are by that."""
+    read: tuple[int, int]
+    """The instance from which resets were read, and how many records it ever gave."""
 
 
-NOTHING_SCANNED = ScansKnown([], [], [], 0, 0)
+NOTHING_SCANNED = ScansKnown([], [], [], [], 0, 0, (0, 0))
 
 
 class Scans:
@@ -181,6 +201,8 @@ class Scans:
         """Scans that were told."""
         self.resets_lost = 0
         """Resets of which the kernel had no record any more, at least."""
+        self.read = 0, 0
+        """The instance from which they were read, and how many records it ever gave."""
         self.switch(limits)
 
     def switch(self, limits: ScanLimits | None) -> None:
@@ -194,8 +216,9 @@ class Scans:
         """Addresses of those that are not looked at."""
         self._lost_until = 0
         """Until when resets were lost: nanoseconds of CLOCK_BOOTTIME."""
-        self._uncounted = 0
-        self._tell_uncounted_at = 0
+        self._unfollowed: set[bytes] = set()
+        """Sources that scan and are not followed, since that was told."""
+        self._tell_unfollowed_at = 0
         self._mask6 = (1 << 128) - (1 << 128 - (limits.prefix6 if limits else 64))
         self._find_neighbours()
 
@@ -226,7 +249,7 @@ class Scans:
         if self.limits is None:
             return
         single, several, passed = self._sources.single, self._sources.several, self._passed
-        window = self.limits.window
+        window, scans = self.limits.window, self._scans
         for item in found:
             if type(item) is not Connection:
                 continue
@@ -239,13 +262,14 @@ class Scans:
             if address in passed:
                 continue
             key = address if len(address) == 4 else self._find_source(address)
+            how = ACCEPTED_INSIDE if item[2] == "internal" else ACCEPTED
             known = single.get(key)
             if known and known[0] == place and known[3] == address:
-                single[key] = place, time, True, address
+                single[key] = place, max(time, known[1]), known[2] or how, address
                 continue
             source = several.get(key)
-            if not source or not source.repeats(place, time, True, address, window):
-                self._try(key, place, time, True, address)
+            if not source or key in scans or not source.repeats(place, time, how, address, window):
+                self._try(key, place, time, how, address)
 
     def follow_calls(self, transitions: Iterable[Transition]) -> None:
         """Where this machine opens connections to: late packets from there are no scan."""
@@ -262,9 +286,11 @@ class Scans:
         if self.limits is None:
             return
         if lost:
-            self.resets_lost += lost
-            self._lost_until = now
+            self.note_loss(now, lost)
         for time, (place, remote) in resets:
+            if time > now + NONSENSE:
+                self.note_loss(now)
+                continue
             if remote in self._called or remote in self._called_before:
                 continue
             address = remote.address
@@ -275,10 +301,15 @@ class Scans:
                     self._scans[key].is_least = True
                 continue
             is_new = key not in self._scans and not self._sources.knows(key)
-            self._try(key, place, time, False, address)
+            self._try(key, place, time, REFUSED, address)
             if is_new and len(address) == 16 and key == address:
                 # A neighbour that has a new address for each packet is found by its network.
-                self._try(self._find_network(address), place, time, False, address)
+                self._try(self._find_network(address), place, time, REFUSED, address)
+
+    def note_loss(self, now: int, number: int = 1) -> None:
+        """Resets are missing that were sent before now."""
+        self.resets_lost += number
+        self._lost_until = now
 
     def _find_source(self, address: bytes) -> bytes:
         """Of IPv6: its network, but its address if that is a neighbour's."""
@@ -288,7 +319,7 @@ class Scans:
     def _find_network(self, address: bytes) -> bytes:
         return (int.from_bytes(address, "big") & self._mask6).to_bytes(16, "big")
 
-    def _try(self, key: bytes, place: Endpoint, time: int, accepted: bool, address: bytes) -> None:
+    def _try(self, key: bytes, place: Endpoint, time: int, how: int, address: bytes) -> None:
         """Somebody tried a place, perhaps again."""
         limits = self.limits
         if (
@@ -302,10 +333,10 @@ class Scans:
         if scan:
             scan.has_others |= address != scan.address
             scan.address = address
-            scan.add(place, time, accepted)
+            scan.add(place, time, how)
             if scan.window <= limits.window:
                 return
-        source = self._sources.note(key, place, time, accepted, address)
+        source = self._sources.note(key, place, time, how, address)
         if source:
             self._look_at(key, source, limits)
 
@@ -327,46 +358,78 @@ class Scans:
         """Whether it scans. One that does so slowly is looked at on, for it can do so fast."""
         self._sources.trim(source)
         now = max(source.places.values())
-        fast, slow = (
-            [place for place, time in source.places.items() if time >= now - window]
-            for window in (limits.window, limits.slow_window)
-        )
-        counted = [(self._count_ports(fast), limits.ports, limits.window)]
-        if limits.addresses is not None:
-            counted.append((count_addresses(fast), limits.addresses, limits.window))
         scan = self._scans.get(key)
-        if limits.slow_ports is not None and not scan:
-            counted.append((self._count_ports(slow), limits.slow_ports, limits.slow_window))
-        window = min((window for number, limit, window in counted if number > limit), default=None)
-        source.left = max(1, min(limit + 1 - number for number, limit, _ in counted))
+        sets = source.inside, source.refused
+        window, source.left = self._judge(source.places, *sets, limits, slowly=scan is None)
         if window is None:
             return
         if scan is None:
-            self._begin(key, source, window, now)
+            self._begin(key, source, window, now, limits)
         elif scan.window > window:
             scan.window = window
             scan.due = min(scan.due, now + HOLD)
             if scan.told_at:
                 scan.due = max(scan.due, scan.told_at + window)
-        if window <= limits.window:
+        if window <= limits.window or key not in self._scans:
             self._sources.remove(key)
 
-    def _begin(self, key: bytes, source: Source, window: int, now: int) -> None:
-        if len(self._scans) >= MOST_SCANS:
-            self._uncounted += 1
-            return
-        scan = self._scans[key] = Scan(source.address, window, now + HOLD)
+    def _judge(
+        self,
+        places: Mapping[Endpoint, int],
+        inside: Set[Endpoint],
+        refused: Set[Endpoint],
+        limits: ScanLimits,
+        slowly: bool,
+    ) -> tuple[int | None, int]:
+        """In which window this is a scan, if it is one; and how many places more could be one.
+
+        `slowly`: the longer window counts too. To connect to a service at many addresses is no scan if they
+        are those of containers.
+        """
+        now = max(places.values(), default=0)
+        fast, slow = (
+            [place for place, time in places.items() if time >= now - window]
+            for window in (limits.window, limits.slow_window)
+        )
+        counted = [(self._count_ports(fast, inside), limits.ports, limits.window)]
+        if limits.addresses is not None:
+            swept = [place for place in fast if place in refused or place.address in self._addresses]
+            counted.append((count_addresses(swept), limits.addresses, limits.window))
+        if limits.slow_ports is not None and slowly:
+            counted.append((self._count_ports(slow, inside), limits.slow_ports, limits.slow_window))
+        window = min((window for number, limit, window in counted if number > limit), default=None)
+        return window, max(1, min(limit + 1 - number for number, limit, _ in counted))
+
+    def _begin(self, key: bytes, source: Source, window: int, now: int, limits: ScanLimits) -> None:
+        """A scan that rests on forged packets, perhaps, makes room for one that does not."""
+        scan = Scan(source.address, window, now + HOLD)
         scan.has_others = source.has_others
         for place, time in source.places.items():
             if time >= now - window:
-                scan.add(place, time, place not in source.refused)
+                scan.add(place, time, source.get_how(place))
+        if len(self._scans) >= MOST_SCANS:
+            left_out = key
+            if self._is_verified(scan, limits):
+                others = (other for other, one in self._scans.items() if not self._is_verified(one, limits))
+                left_out = next(others, key)
+            if len(self._unfollowed) < MOST_UNFOLLOWED:
+                self._unfollowed.add(left_out)
+            self._scans.pop(left_out, None)
+            if left_out == key:
+                return
+        self._scans[key] = scan
 
-    def _count_ports(self, places: Iterable[Endpoint]) -> int:
-        """The most at this machine, or at an address that is none of its own."""
+    def _is_verified(self, scan: Scan, limits: ScanLimits) -> bool:
+        slowly = scan.window > limits.window
+        return self._judge(scan.accepted, scan.inside, NONE_REFUSED, limits, slowly)[0] is not None
+
+    def _count_ports(self, places: Iterable[Endpoint], inside: Set[Endpoint]) -> int:
+        """The most at this machine, or at an address of one of its containers, as others of them see it."""
         ports: dict[bytes, set[bytes]] = {}
         for place in places:
             address = place.address
-            ports.setdefault(HERE if address in self._addresses else address, set()).add(place[-2:])
+            where = address if place in inside and address not in self._addresses else HERE
+            ports.setdefault(where, set()).add(place[-2:])
         return max(map(len, ports.values()), default=0)
 
     @property
@@ -378,49 +441,64 @@ class Scans:
         """What is to be told then; scans that did not go on are over. Nanoseconds of CLOCK_BOOTTIME."""
         told = []
         for key, scan in list(self._scans.items()):
-            if self.limits is None or (scan.due > until and not everything):
+            limits = self.limits
+            if limits is None or (scan.due > until and not everything):
                 continue
-            if has_more(scan, self.limits):
-                told.append(self._tell(key, scan, self.limits, until))
+            is_on = scans_on(scan, limits)
+            again_at = scan.told_at + max(scan.window, limits.slow_window)
+            if scan.new_ports or scan.new_addresses or (is_on and until >= again_at):
+                told.append(self._tell(key, scan, limits, until))
+            elif is_on:
+                # What it tries it tried before: that was told.
+                scan.due = until + scan.window
+                scan.clear()
             elif not everything:
                 del self._scans[key]
         return told
 
     def _tell(self, key: bytes, scan: Scan, limits: ScanLimits, now: int) -> PortScan:
-        opened = set(scan.open)
-        closed = [port for port in scan.ports if port not in opened]
-        is_sweep = limits.addresses is not None and len(scan.addresses) > limits.addresses
+        """Only what is new, if anything is."""
+        goes_on: GoesOn = ""
+        if scan.told_at:
+            goes_on = "ports" if scan.new_ports else "addresses" if scan.new_addresses else "again"
+        ports = list(scan.new_ports or scan.ports)
+        opened = {place.port for place in scan.accepted}
         told = PortScan(
             scan.address,
             (key, limits.prefix6) if scan.has_others else None,
             scan.first,
             scan.last,
-            list(scan.open),
-            closed,
-            sorted(scan.addresses),
+            [port for port in ports if port in opened],
+            [port for port in ports if port not in opened],
+            sorted(scan.new_addresses if goes_on == "addresses" else scan.addresses),
             scan.is_least or scan.first <= self._lost_until,
-            len(opened) > limits.ports or (is_sweep and not closed),
-            scan.told_at > 0,
+            self._is_verified(scan, limits),
+            goes_on,
         )
         self.told += not scan.told_at
         scan.told_at, scan.due = now, now + scan.window
         scan.clear()
         return told
 
-    def take_uncounted(self, now: int) -> int:
-        """Scans that were found and are not followed, if they are to be told now."""
-        if self.limits is None or not self._uncounted or now < self._tell_uncounted_at:
+    def take_unfollowed(self, now: int, everything: bool = False) -> int:
+        """How many sources scan and are not followed, if that is to be told now."""
+        is_due = everything or now >= self._tell_unfollowed_at
+        if self.limits is None or not self._unfollowed or not is_due:
             return 0
-        uncounted, self._uncounted = self._uncounted, 0
-        self._tell_uncounted_at = now + self.limits.window
-        return uncounted
+        number = len(self._unfollowed)
+        self._unfollowed.clear()
+        self._tell_unfollowed_at = now + self.limits.window
+        return number
 
     @property
     def known(self) -> ScansKnown:
         """All that is remembered."""
         called = [*self._called_before, *self._called]
         scans = list(self._scans.items())
-        return ScansKnown(list(self._sources), scans, called, self._lost_until, self._uncounted)
+        prefix6 = self.limits.prefix6 if self.limits else 0
+        return ScansKnown(
+            list(self._sources), scans, called, list(self._unfollowed), self._lost_until, prefix6, self.read
+        )
 
     def restore(self, known: ScansKnown) -> None:
         """Go on from it, by the limits that are."""
@@ -428,20 +506,23 @@ class Scans:
         if limits is None:
             return
         self.note_called(known.called)
-        for key, place, time, accepted, address in known.places:
-            if not self._may_scan(address, limits):
-                self._sources.note(key, place, time, accepted, address)
-        self._scans = {key: scan for key, scan in known.scans if not self._may_scan(scan.address, limits)}
-        self._lost_until, self._uncounted = known.lost_until, known.uncounted
+        self._lost_until, self._unfollowed, self.read = known.lost_until, set(known.unfollowed), known.read
+
+        def fits(key: bytes, address: bytes) -> bool:
+            is_same = len(key) == 4 or known.prefix6 == limits.prefix6
+            return is_same and not self._may_scan(address, limits)
+
+        for key, place, time, how, address in known.places:
+            if fits(key, address):
+                self._sources.note(key, place, time, how, address)
+        self._scans = {key: scan for key, scan in known.scans if fits(key, scan.address)}
 
 
-def has_more(scan: Scan, limits: ScanLimits) -> bool:
-    """Whether there is anything to tell of it."""
+def scans_on(scan: Scan, limits: ScanLimits) -> bool:
+    """Whether what it tried lately is a scan, though it may have tried it before."""
     most = limits.ports if scan.window <= limits.window else limits.slow_ports
     too_many = most is not None and len(scan.ports) > most
-    return (
-        scan.is_new or too_many or (limits.addresses is not None and len(scan.addresses) > limits.addresses)
-    )
+    return too_many or (limits.addresses is not None and len(scan.addresses) > limits.addresses)
 
 
 def count_addresses(places: Iterable[Endpoint]) -> int:

@@ -192,19 +192,21 @@ def _simplify_policy(known: PolicyKnown) -> list[Any]:
 
 def _simplify_scans(known: ScansKnown) -> list[Any]:
     places = [
-        f"{key.hex()} {place.hex()} {time} {accepted:d} {address.hex()}"
-        for key, place, time, accepted, address in known.places
+        f"{key.hex()} {place.hex()} {time} {how} {address.hex()}"
+        for key, place, time, how, address in known.places
     ]
     scans = [[key.hex(), *_simplify_scan(scan)] for key, scan in known.scans]
-    return [places, scans, " ".join(place.hex() for place in known.called), *known[3:]]
+    called, unfollowed = (" ".join(one.hex() for one in some) for some in (known.called, known.unfollowed))
+    return [places, scans, called, unfollowed, *known[4:]]
 
 
 def _simplify_scan(scan: Scan) -> list[Any]:
-    ports = [list(ports.blocks.items()) for ports in (scan.ports, scan.open, scan.all_ports)]
-    addresses = [[one.hex() for one in some] for some in (scan.addresses, scan.all_addresses)]
-    numbers = [scan.window, scan.due, scan.told_at, scan.first, scan.last]
-    flags = [scan.has_others, scan.is_new, scan.is_least]
-    return [scan.address.hex(), ports, addresses, flags, numbers]
+    ports = [list(ports.blocks.items()) for ports in (scan.ports, scan.new_ports, scan.all_ports)]
+    sets = scan.addresses, scan.new_addresses, scan.all_addresses
+    addresses = [" ".join(one.hex() for one in some) for some in sets]
+    accepted = [f"{place.hex()} {time} {place in scan.inside:d}" for place, time in scan.accepted.items()]
+    numbers = [scan.window, scan.due, scan.told_at, scan.first, scan.last, scan.has_others, scan.is_least]
+    return [scan.address.hex(), ports, addresses, accepted, list(map(int, numbers))]
 
 
 def _simplify_caller(caller: Caller) -> list[Any]:
@@ -293,33 +295,50 @@ def _restore_policy(
     )
 
 
-def _restore_scans(places: Any, scans: Any, called: Any, lost_until: Any, uncounted: Any) -> ScansKnown:
+def _restore_scans(
+    places: Any, scans: Any, called: Any, unfollowed: Any, lost_until: Any, prefix6: Any, read: Any
+) -> ScansKnown:
     return ScansKnown(
         [
             (
                 _restore_address(key),
                 _restore_endpoint(place),
-                int(time),
-                accepted == "1",
+                _restore_time(time),
+                int(how),
                 _restore_address(last),
             )
-            for key, place, time, accepted, last in map(_split, places)
+            for key, place, time, how, last in map(_split, places)
         ],
         [(_restore_address(key), _restore_scan(*scan)) for key, *scan in scans],
         [_restore_endpoint(place) for place in str(called).split()],
-        int(lost_until),
-        int(uncounted),
+        [_restore_address(key) for key in str(unfollowed).split()],
+        _restore_time(lost_until),
+        int(prefix6),
+        (int(read[0]), int(read[1])),
     )
 
 
-def _restore_scan(address: Any, ports: Any, addresses: Any, flags: Any, numbers: Any) -> Scan:
-    window, due, told_at, first, last = map(int, numbers)
+def _restore_scan(address: Any, ports: Any, addresses: Any, accepted: Any, numbers: Any) -> Scan:
+    window, due, told_at, first, last, has_others, is_least = map(_restore_time, numbers)
     scan = Scan(_restore_address(address), window, due)
-    scan.ports, scan.open, scan.all_ports = (Ports(_restore_blocks(blocks)) for blocks in ports)
-    scan.addresses, scan.all_addresses = ({_restore_address(one) for one in some} for some in addresses)
-    scan.has_others, scan.is_new, scan.is_least = map(bool, flags)
     scan.told_at, scan.first, scan.last = told_at, first, last
+    scan.has_others, scan.is_least = bool(has_others), bool(is_least)
+    scan.ports, scan.new_ports, scan.all_ports = (Ports(_restore_blocks(blocks)) for blocks in ports)
+    scan.addresses, scan.new_addresses, scan.all_addresses = (
+        set(map(_restore_address, str(some).split())) for some in addresses
+    )
+    for place, time, inside in map(_split, accepted):
+        scan.accepted[_restore_endpoint(place)] = _restore_time(time)
+        if inside == "1":
+            scan.inside.add(_restore_endpoint(place))
     return scan
+
+
+def _restore_time(number: Any) -> int:
+    """Of which a date can be made."""
+    if not 0 <= int(number) < 1 << 62:
+        raise ValueError(number)
+    return int(number)
 
 
 def _restore_blocks(blocks: Any) -> list[tuple[int, int]]:

@@ -258,24 +258,28 @@ def test_an_instance_that_is_not_as_it_should_be_is_refused(tmp_path: Path, file
 def test_what_is_changed_is_repaired_or_told(tmp_path: Path) -> None:
     path = make_instance(tmp_path, b"", event=RESETS)
     resets = Resets(path)
-    resets.check_and_repair()
+    resets.check()
     (tmp_path / RESETS / "filter").write_text("none\n")
     (tmp_path / "tracing_on").write_text("0\n")
-    resets.check_and_repair()
+    with pytest.raises(TraceError, match=r"filter|tracing_on"):
+        resets.check()
+    resets.check()
     assert [read_file(path, file) for file in ("tracing_on", f"{RESETS}/filter")] == ["1", "skaddr==0"]
     (tmp_path / "trace_clock").unlink()
     (tmp_path / "trace_clock").mkdir()
     with pytest.raises(OSError, match="trace_clock"):
-        resets.check_and_repair()
+        resets.check()
     (tmp_path / "trace_clock").rmdir()
     (tmp_path / "trace_clock").write_text("local [boot]\n")
     (tmp_path / "buffer_size_kb").write_text("64\n")
-    resets.check_and_repair()
+    with pytest.raises(TraceError, match="another size"):
+        resets.check()
+    resets.check()
     assert read_file(path, "buffer_size_kb") == "512"
     header = tmp_path / "events/header_page"
     header.write_text(header.read_text().replace("4080", "8176"))
     with pytest.raises(TraceError, match="another layout"):
-        resets.check_and_repair()
+        resets.check()
     resets.close()
 
 
@@ -294,7 +298,7 @@ READ_AS_NOBODY = """
 import sys
 from tcpwatchd.kernel.resets import Resets
 resets = Resets(sys.argv[1])
-resets.check_and_repair()
+resets.check()
 found, lost, failure = resets.read()
 assert not failure, failure
 print(*[end.local.port for _, end in found])
@@ -448,7 +452,8 @@ def test_an_instance_that_somebody_changed_is_repaired(
     right = read_file(path, file)
     write_file(path, file, value)
     assert read_file(path, file) != right
-    resets.check_and_repair()
+    with pytest.raises(TraceError, match=re.escape(path)):
+        resets.check()
     assert read_file(path, file) == right
     knock(closed)
     assert closed in [reset.end.local for reset in resets.read()[0]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tcpwatchd.connection import NOBODY, Closed, Connection, Endpoint, Owner, PortScan, TcpState
+from tcpwatchd.connection import NOBODY, Closed, Connection, Endpoint, GoesOn, Owner, PortScan, TcpState
 from tcpwatchd.output import event
 from tcpwatchd.owners.text import make_printable
 
@@ -282,7 +282,7 @@ def test_a_hostile_row_is_quoted_in_ascii_and_cut() -> None:
 
 
 HOST = b"\x0a\0\0\5"
-SCAN = PortScan(b"\xc0\0\2\7", None, 0, 0, [22, 80], [*range(1, 22), 23], [HOST], False, False, False)
+SCAN = PortScan(b"\xc0\0\2\7", None, 0, 0, [22, 80], [*range(1, 22), 23], [HOST], False, False, "")
 
 
 def test_a_port_scan() -> None:
@@ -301,7 +301,7 @@ def test_a_port_scan() -> None:
             "NETWORK_TYPE": "ipv4",
             "NETWORK_TRANSPORT": "tcp",
             "TCPWATCHD_SEEN_BY": "accept,reset",
-            "TCPWATCHD_SOURCE": "claimed",
+            "TCPWATCHD_SOURCE_VERIFIED": "no",
             "TCPWATCHD_OPEN_PORTS": "22,80",
             "TCPWATCHD_CLOSED_PORTS": "1-21,23",
             "EVENT_COUNT": "24",
@@ -334,9 +334,20 @@ def test_by_what_a_scan_was_seen() -> None:
 
 
 def test_a_scan_that_goes_on_and_of_which_there_may_be_more() -> None:
-    assert list_changed(SCAN._replace(goes_on=True, is_least=True)) == {
-        "MESSAGE": "Port scan goes on: 192.0.2.7 tried at least 24 ports of this host"
-    }
+    beginning = "Port scan goes on: 192.0.2.7 tried"
+    forms: tuple[tuple[GoesOn, str], ...] = (
+        ("ports", "at least 24 more ports of this host"),
+        ("addresses", "at least 24 ports of this host"),
+        ("again", "at least 24 ports of this host again"),
+    )
+    for goes_on, tried in forms:
+        found = list_changed(SCAN._replace(goes_on=goes_on, is_least=True))
+        assert found == {"MESSAGE": f"{beginning} {tried}"}
+    assert list_changed(SCAN._replace(is_verified=True)) == {"TCPWATCHD_SOURCE_VERIFIED": "yes"}
+    one = SCAN._replace(goes_on="ports", open_ports=[443], closed_ports=[])
+    assert list_changed(one)["MESSAGE"] == f"{beginning} port 443 too of this host"
+    more = SCAN._replace(goes_on="addresses", open_ports=[22], closed_ports=[], destinations=[HOST] * 9)
+    assert list_changed(more)["MESSAGE"] == f"{beginning} port 22 of this host at 9 more addresses"
 
 
 def test_a_scan_of_a_port_at_many_addresses() -> None:
@@ -406,11 +417,13 @@ def test_a_scan_of_everything_fits_into_an_entry() -> None:
 
 def test_what_else_is_said_of_scans() -> None:
     uncounted, failed, recovered = (
-        event.scans_uncounted(4, 0).fields,
+        event.scans_unfollowed(4, 0).fields,
         event.resets_failed("gone", 0).fields,
         event.resets_recovered(0).fields,
     )
-    assert uncounted["MESSAGE"].startswith("Port scans: 4 more sources tried many ports of this host")
+    assert uncounted["MESSAGE"].startswith(
+        "Port scans: at least 4 more sources tried many ports of this host"
+    )
     assert (uncounted["EVENT_COUNT"], uncounted["PRIORITY"]) == ("4", "4")
     assert (failed["ERROR_MESSAGE"], failed["PRIORITY"], recovered["PRIORITY"]) == ("gone", "4", "5")
     assert failed["MESSAGE"].endswith("port scans can be missed: gone")

@@ -74,8 +74,8 @@ def test_an_older_version_looked_for_no_scans() -> None:
 
 
 def test_scans_of_which_nothing_is_known() -> None:
-    assert NOTHING_SCANNED == ([], [], [], 0, 0)
-    assert Scans(LIMITS).known == NOTHING_SCANNED
+    assert Scans(LIMITS).known == NOTHING_SCANNED._replace(prefix6=64)
+    assert Scans(None).known == NOTHING_SCANNED
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,12 @@ def test_scans_of_which_nothing_is_known() -> None:
         ((12, 2), []),
         ((SCANS,), []),
         ((SCANS, 0), 5),
-        ((SCANS, 0, 0), "c0000238 0a0000050050 5"),
-        ((SCANS, 0, 0), "c00002 0a0000050050 5 1"),
-        ((SCANS, 0, 0), "c0000238 0a00000500 5 1"),
-        ((SCANS, 0, 0), "c0000238 0a0000050050 never 1"),
+        ((SCANS, 0, 0), "c0000238 0a0000050050 5 1"),
+        ((SCANS, 0, 0), "c00002 0a0000050050 5 1 c0000238"),
+        ((SCANS, 0, 0), "c0000238 0a00000500 5 1 c0000238"),
+        ((SCANS, 0, 0), "c0000238 0a0000050050 never 1 c0000238"),
+        ((SCANS, 0, 0), "c0000238 0a0000050050 5 maybe c0000238"),
+        ((SCANS, 0, 0), "c0000238 0a0000050050 5 1 c000"),
         ((SCANS, 1, 0), []),
         ((SCANS, 1, 0, 0), "c00002"),
         ((SCANS, 1, 0, 1), "nowhere"),
@@ -104,14 +106,18 @@ def test_scans_of_which_nothing_is_known() -> None:
         ((SCANS, 1, 0, 2, 1), [[0, 1 << 256]]),
         ((SCANS, 1, 0, 2, 1), [[0, -1]]),
         ((SCANS, 1, 0, 2), [[], []]),
-        ((SCANS, 1, 0, 3, 0), ["0a0000"]),
-        ((SCANS, 1, 0, 4), [True]),
+        ((SCANS, 1, 0, 3, 0), "0a0000"),
+        ((SCANS, 1, 0, 4), ["0a0000050050 5"]),
+        ((SCANS, 1, 0, 4), ["0a0000050050 -5 1"]),
         ((SCANS, 1, 0, 5), [1, 2, 3]),
         ((SCANS, 1, 0, 5, 0), "soon"),
+        ((SCANS, 1, 0, 5, 3), 1 << 62),
         ((SCANS, 2), "c0000238"),
         ((SCANS, 2), 7),
-        ((SCANS, 3), "never"),
-        ((SCANS, 4), None),
+        ((SCANS, 3), "c00002"),
+        ((SCANS, 4), "never"),
+        ((SCANS, 5), None),
+        ((SCANS, 6), [1]),
     ],
 )
 def test_what_has_a_right_checksum_and_makes_no_sense_is_refused(
