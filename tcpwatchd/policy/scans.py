@@ -253,19 +253,23 @@ class Scans:
         for item in found:
             if type(item) is not Connection:
                 continue
-            place, time = item[1], item[5]
-            if item[4] != "trace" and item[2] != "ingress" and self._hears_resets:
-                self.note_called([place])
-            if item[2] == "egress" or item[4] == "startup":
+            place, direction, time = item[1], item[2], item[5]
+            if item[4] != "trace":
+                if direction != "ingress" and self._hears_resets:
+                    self.note_called([place])
+                if item[4] == "startup":
+                    continue
+            if direction == "egress":
                 continue
             address = item[0][:-2]
             if address in passed:
                 continue
             key = address if len(address) == 4 else self._find_source(address)
-            how = ACCEPTED_INSIDE if item[2] == "internal" else ACCEPTED
+            how = ACCEPTED_INSIDE if direction == "internal" else ACCEPTED
             known = single.get(key)
             if known and known[0] == place and known[3] == address:
-                single[key] = place, max(time, known[1]), known[2] or how, address
+                if time > known[1] or not known[2]:
+                    single[key] = place, time, known[2] or how, address
                 continue
             source = several.get(key)
             if not source or key in scans or not source.repeats(place, time, how, address, window):
@@ -395,9 +399,10 @@ class Scans:
         if limits.addresses is not None:
             swept = [place for place in fast if place in refused or place.address in self._addresses]
             counted.append((count_addresses(swept), limits.addresses, limits.window))
-        if limits.slow_ports is not None and slowly:
+        if limits.slow_ports is not None:
             counted.append((self._count_ports(slow, inside), limits.slow_ports, limits.slow_window))
-        window = min((window for number, limit, window in counted if number > limit), default=None)
+        windows = [window for number, limit, window in counted if number > limit]
+        window = min((one for one in windows if slowly or one <= limits.window), default=None)
         return window, max(1, min(limit + 1 - number for number, limit, _ in counted))
 
     def _begin(self, key: bytes, source: Source, window: int, now: int, limits: ScanLimits) -> None:

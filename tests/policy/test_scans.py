@@ -249,6 +249,7 @@ class Model:
             found.append(limits.window)
         if limits.addresses is not None and max(at, default=0) > limits.addresses:
             found.append(limits.window)
+        slowly = slowly or limits.slow_window <= limits.window
         if slowly and limits.slow_ports is not None and self.count_ports(slow) > limits.slow_ports:
             found.append(limits.slow_window)
         return found
@@ -1111,13 +1112,6 @@ def test_clients_behind_one_address_are_no_scan() -> None:
     assert loop.end() == []
 
 
-# What simpler rules got wrong.
-
-
-def bug(text: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"BUG: {text}")
-
-
 @pytest.mark.parametrize("name", ["ports", "slow_ports", "addresses"])
 def test_a_limit_above_the_places_that_are_remembered(name: str) -> None:
     """[Scan] takes up to a thousand."""
@@ -1278,6 +1272,17 @@ def test_another_process_knows_that_a_source_has_several_addresses() -> None:
         loop.refuse(100, f"2001:db8:1::{number}", port, host=HOST6)
         loop.restart()
     assert [scan.network for scan in loop.end()] == [(pack_ip("2001:db8:1::"), 64)]
+
+
+def test_a_slow_scan_that_is_over_is_found_again_at_once() -> None:
+    loop = Loop(SLOW)
+    for port in range(1, 12):
+        loop.refuse(300 * port, STRANGER, port)
+    for port in range(1, 11):
+        loop.refuse(3200 + 300 * port, STRANGER, port)
+    loop.refuse(6950, STRANGER, 11)
+    loop.end()
+    assert [when for when, _ in loop.told] == [3302, 6952]
 
 
 # Its parts.
