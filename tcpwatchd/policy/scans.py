@@ -255,11 +255,8 @@ class Scans:
                 continue
             place, direction, time = item[1], item[2], item[5]
             if item[4] != "trace":
-                if direction != "ingress" and self._hears_resets:
-                    self.note_called([place])
-                if item[4] == "startup":
-                    continue
-            if direction == "egress":
+                self._note_polled(item)
+            if direction == "egress" or item[4] == "startup":
                 continue
             address = item[0][:-2]
             if address in passed:
@@ -274,6 +271,11 @@ class Scans:
             source = several.get(key)
             if not source or key in scans or not source.repeats(place, time, how, address, window):
                 self._try(key, place, time, how, address)
+
+    def _note_polled(self, connection: Connection) -> None:
+        """No record told of its SYN."""
+        if connection.direction != "ingress" and self._hears_resets:
+            self.note_called([connection.destination])
 
     def follow_calls(self, transitions: Iterable[Transition]) -> None:
         """Where this machine opens connections to: late packets from there are no scan."""
