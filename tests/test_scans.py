@@ -17,7 +17,7 @@ import pytest
 
 from tcpwatchd.output import event
 from tests.daemon import PROJECT
-from tests.namespace import Namespace
+from tests.namespace import Namespace, run, wait_until
 from tests.port_scans import KINDS, expect, find_told
 from tests.test_proof import read, start
 
@@ -95,3 +95,26 @@ def test_what_is_told_of_each_kind_of_scan(output: IO[bytes], resets: bool) -> N
             assert entry["TCPWATCHD_SEEN_BY"] == ",".join(seen)
             assert entry["TCPWATCHD_SOURCE_VERIFIED"] == ("yes" if len(opened) > 3 else "no")
             assert entry["EVENT_START"] <= entry["EVENT_END"] <= entry["EVENT_CREATED"]
+
+
+@pytest.mark.trace
+@pytest.mark.alone
+def test_a_sweep_of_many_addresses(output: IO[bytes]) -> None:
+    with Namespace() as host, Namespace() as scanner:
+        scanner.join("10.79.9.200", host.pid, "10.79.9.1")
+        for last in range(2, 26):
+            run(*host.prefix, "ip", "address", "add", f"10.79.9.{last}/24", "dev", "ve1")
+        serve = [*host.prefix, sys.executable, "-m", "tests.port_scans", "serve"]
+        with subprocess.Popen(serve, cwd=PROJECT) as server:
+            daemon = start(host, output)
+            nmap = ["nmap", "-n", "-Pn", "--disable-arp-ping", "-sT", "-p", "22"]
+            from_here = [*host.prefix, *nmap, "10.79.9.1"]
+            wait_until(lambda: "22/tcp open" in run(*from_here).stdout, 20, "the port is open")
+            run(*scanner.prefix, *nmap, "10.79.9.1-25")
+            wait_until(lambda: len(read_scans(output)) > 0, 20, "told")
+            daemon.end(signal.SIGTERM)
+            server.terminate()
+    (entry,) = read_scans(output)
+    assert entry["MESSAGE"] == "Port scan: 10.79.9.200 tried port 22 of this host at 25 addresses"
+    assert (entry["EVENT_COUNT"], entry["DESTINATION_PORT"]) == ("25", "22")
+    assert (entry["TCPWATCHD_OPEN_PORTS"], entry["TCPWATCHD_SOURCE_VERIFIED"]) == ("22", "yes")

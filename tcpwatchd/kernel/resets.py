@@ -36,7 +36,7 @@ class ResetLayout(NamedTuple):
 
 
 class Resets(Reader):
-    """`transitions` of its drains are none. Raises TraceError."""
+    """Of the instance for resets. Raises TraceError."""
 
     event = RESETS
     wakes = False

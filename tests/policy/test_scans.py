@@ -90,6 +90,14 @@ class Loop:
         now = round(time * SECOND)
         self.scans.follow_resets([Reset(now, end) for end in ends], 0, now)
 
+    def refuse_late(self, read: float, time: float, source: str, *ports: int) -> None:
+        """Resets that are read long after they were sent."""
+        self.pass_to(read)
+        resets = [
+            Reset(round(time * SECOND), End(pack((HOST, port)), pack((source, 40000)))) for port in ports
+        ]
+        self.scans.follow_resets(resets, 0, round(read * SECOND))
+
     def lose(self, time: float, number: int = 1) -> None:
         self.pass_to(time)
         self.scans.follow_resets([], number, round(time * SECOND))
@@ -99,10 +107,10 @@ class Loop:
         end = End(pack((HOST, 0)), pack((ip, port)))
         self.scans.follow_calls([Transition(0, 7, TcpState.CLOSE, TcpState.SYN_SENT, end, 1)])
 
-    def restart(self) -> None:
-        """As the next process, which has what was kept as text."""
+    def restart(self, limits: ScanLimits | None = None) -> None:
+        """As the next process, which has what was kept as text; perhaps by other limits."""
         kept = parse_baseline(format_baseline(make_baseline()._replace(scans=self.scans.known))).scans
-        limits, own = self.scans.limits, self.scans.addresses
+        limits, own = limits or self.scans.limits, self.scans.addresses
         self.scans = Scans(limits, hears_resets=True)
         self.scans.addresses = own
         self.scans.restore(kept)
@@ -325,7 +333,7 @@ ANY_LIMITS = st.builds(
     window=st.sampled_from([5 * SECOND, 20 * SECOND]),
     addresses=st.sampled_from([None, 1, 2, 3]),
     slow_ports=st.sampled_from([None, None, 1, 4, 6]),
-    slow_window=st.sampled_from([20 * SECOND, 50 * SECOND]),
+    slow_window=st.sampled_from([25 * SECOND, 50 * SECOND]),
     allowed=st.just(((pack_ip(ALLOWED), pack_ip("203.0.113.9")),)),
     ignored_ports=st.sampled_from([(), ((5002, 5003),), ((1, 22), (5001, 5001))]),
     prefix6=st.sampled_from([64, 127, 128]),
@@ -364,16 +372,21 @@ class Beside:
 
     def _try(self, ip: str, host: str, port: int) -> None:
         """A port is open or closed for good."""
-        if (pack_ip(host)[-1] + port) % 3:
-            self._refuse(ip, host, port, 40000)
-        else:
+        self._refuse(ip, host, port, 40000)
+        if self.is_open(host, port):
             detected_by: Detection = "poll" if port == 80 else "trace"
             direction: Direction = "internal" if ip == CONTAINER and port != 80 else "ingress"
             self.loop.accept(self.time, ip, port, host, direction, detected_by)
             inside = direction == "internal"
             self.model.accept(self.time * SECOND, pack((ip, 40000)), pack((host, port)), inside)
 
+    @staticmethod
+    def is_open(host: str, port: int) -> bool:
+        return (pack_ip(host)[-1] + port) % 3 == 0
+
     def _refuse(self, ip: str, host: str, port: int, source_port: int) -> None:
+        if self.is_open(host, port):
+            return
         self.loop.refuse(self.time, ip, port, host=host, source_port=source_port)
         self.model.refuse(self.time * SECOND, pack((ip, source_port)), pack((host, port)))
 
@@ -851,29 +864,27 @@ def test_a_source_of_ipv6_has_so_many_bits(bits: int, entries: int) -> None:
     assert [scan.closed_ports for scan in loop.end()] == [[1, 2, 3, 4]] * entries
 
 
-NEIGHBOURS = [f"2001:db8:5::{number:x}" for number in range(16, 32)]
+def test_neighbours_by_ipv6_are_told_apart() -> None:
+    """Who is in a network of this machine's own, or on its link, is no source with all others there."""
+    for network in ("2001:db8:5::", "fe80::"):
+        loop = Loop()
+        for number, port in enumerate((22, 80, 443, 445, 631, 5432)):
+            for _ in range(3):
+                loop.accept(number, f"{network}{number + 10}", port, HOST6)
+        assert loop.end() == []
+        loop.refuse(10, f"{network}10", 1, 2, 3, 4, host=HOST6)
+        (told,) = loop.end()
+        assert (told.address, told.network) == (pack_ip(f"{network}10"), None)
+        assert (told.open_ports, told.closed_ports) == ([22], [1, 2, 3, 4])
 
 
-def test_neighbours_are_sources_of_their_own() -> None:
-    """In networks that this machine is in, which many use together, and in that of a link."""
+def test_a_neighbour_with_a_new_address_for_each_packet_is_found_by_its_network() -> None:
     loop = Loop()
-    for number, source in enumerate(NEIGHBOURS):
-        loop.accept(100, source, 5000 + number, HOST6)
-        loop.accept(100, source.replace("2001:db8:5", "fe80"), 5000 + number, "fe80::5")
-    assert loop.end() == []
-    for port in (1, 2, 3, 4):
-        loop.refuse(101, NEIGHBOURS[3], port, host=HOST6)
-        loop.accept(101, "fe80::7", port, "fe80::5")
-    told = [scan for scan in loop.end() if not scan.network]
-    assert sorted(scan.address for scan in told) == sorted(map(pack_ip, (NEIGHBOURS[3], "fe80::7")))
-
-
-def test_a_neighbour_with_a_new_address_for_each_packet_is_one_source() -> None:
-    loop = Loop()
-    for number, source in enumerate(NEIGHBOURS):
-        loop.refuse(100 + number / 10, source, 5000 + number, host=HOST6)
-    expected = expect(NEIGHBOURS[-1], [], range(5000, 5016), 100, 101.5, (HOST6,))
-    assert loop.end() == [expected._replace(network=(pack_ip("2001:db8:5::"), 64))]
+    for number in range(500):
+        loop.refuse(number / 1000, f"2001:db8:5::{number + 10:x}", number + 1, host=HOST6)
+    (told,) = loop.end()
+    assert told.network == (pack_ip("2001:db8:5::"), 64)
+    assert told.closed_ports == [*range(1, 501)]
 
 
 def test_neighbours_of_an_address_that_is_new() -> None:
@@ -1285,6 +1296,174 @@ def test_a_slow_scan_that_is_over_is_found_again_at_once() -> None:
     assert [when for when, _ in loop.told] == [3302, 6952]
 
 
+def test_what_is_a_fast_scan_and_a_slow_one_is_a_fast_one() -> None:
+    loop = Loop(SLOW._replace(slow_ports=3))
+    loop.refuse(100, STRANGER, 1, 2, 3, 4)
+    loop.refuse(110, STRANGER, 5)
+    loop.end()
+    assert [when for when, _ in loop.told] == [102, 162]
+
+
+def test_a_reset_that_is_read_late_makes_nothing_older_but_the_beginning() -> None:
+    loop = Loop()
+    loop.accept(100, STRANGER, 80)
+    loop.refuse_late(101, 95, STRANGER, 80)
+    loop.refuse(160, STRANGER, 1, 2, 3)
+    loop.refuse_late(161, 159, STRANGER, 4)
+    loop.refuse_late(161, 155, STRANGER, 5)
+    assert loop.end() == [expect(STRANGER, [80], [1, 2, 3, 4, 5], 100, 160)]
+    loop = Loop()
+    loop.refuse(160, STRANGER, 1, 2, 3, 4)
+    loop.refuse_late(161, 155, STRANGER, 5)
+    assert loop.end() == [expect(STRANGER, [], [1, 2, 3, 4, 5], 155, 160)]
+
+
+def test_records_of_another_clock_are_lost() -> None:
+    """They seem to be of a time to come."""
+    loop = Loop()
+    loop.refuse_late(100, 102, STRANGER, 1, 2, 3, 4)
+    loop.refuse(100, OTHER, 1, 2, 3, 4)
+    assert loop.end() == [expect(OTHER, [], [1, 2, 3, 4], 100, 100, is_least=True)]
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_one_port_of_many_containers_is_a_scan_if_it_is_closed(accepts: bool) -> None:
+    """A proxy that is outside connects to all of them."""
+    loop = Loop()
+    for last in range(30):
+        (loop.accept if accepts else loop.refuse)(100, STRANGER, 80, host=f"172.17.0.{last}")
+    assert len(loop.end()) == (not accepts)
+
+
+def test_a_verified_scan_has_the_room_of_one_that_is_not() -> None:
+    """But none that is verified makes room."""
+    loop = Loop()
+    for resets in spoof(1000, 4, 1):
+        loop.scans.follow_resets(resets[: 4 * module.MOST_SCANS], 0, resets[-1].time)
+    sources_ = [
+        str(IPv4Address(pack_host(number))).replace("10.", "11.", 1)
+        for number in range(module.MOST_SCANS + 2)
+    ]
+    for source in sources_:
+        for port in (1, 2, 3, 4):
+            found = Connection(
+                pack((source, 40000)), pack((HOST, port)), "ingress", TcpState.ESTABLISHED, "trace", SECOND
+            )
+            loop.scans.follow([found])
+    told = loop.end()
+    assert [scan.address for scan in told] == [pack_ip(source) for source in sources_[: module.MOST_SCANS]]
+    assert all(scan.is_verified for scan in told)
+    assert loop.scans.take_unfollowed(10**18) == module.MOST_SCANS + 2
+
+
+def test_those_that_are_not_followed_are_counted_up_to_a_bound_and_told_at_the_end() -> None:
+    loop = Loop()
+    for resets in spoof(module.MOST_UNFOLLOWED + 2000, 4, 1):
+        loop.scans.follow_resets(resets, 0, resets[-1].time)
+    assert loop.scans.take_unfollowed(SECOND) == module.MOST_UNFOLLOWED
+    for resets in spoof(1000, 4, 1):
+        loop.scans.follow_resets(resets, 0, resets[-1].time)
+    assert loop.scans.take_unfollowed(2 * SECOND) == 0
+    assert loop.scans.take_unfollowed(2 * SECOND, everything=True) > 0
+
+
+def test_what_is_told_before_its_time_goes_on() -> None:
+    loop = Loop()
+    loop.refuse(100, STRANGER, 1, 2, 3, 4)
+    for _ in range(2):
+        loop.told += [(100.5, scan) for scan in loop.scans.settle(100_500_000_000, everything=True)]
+    loop.refuse(101, STRANGER, 5)
+    assert [(scan.closed_ports, scan.goes_on) for scan in loop.end()] == [([1, 2, 3, 4], ""), ([5], "ports")]
+    assert loop.scans.told == 1
+
+
+def test_another_process_that_takes_other_bits_for_a_source_forgets_those_of_ipv6() -> None:
+    """And who may scan since then is none."""
+    for limits, left in (
+        (LIMITS, {STRANGER, STRANGER6}),
+        (LIMITS._replace(prefix6=48), {STRANGER}),
+        (LIMITS._replace(allowed=((pack_ip(STRANGER),) * 2,)), {STRANGER6}),
+    ):
+        loop = Loop()
+        for source, host in ((STRANGER, HOST), (STRANGER6, HOST6)):
+            loop.refuse(100, source, 1, 2, 3, host=host)
+        loop.restart(limits)
+        for source, host in ((STRANGER, HOST), (STRANGER6, HOST6)):
+            loop.refuse(101, source, 4, host=host)
+        assert {scan.address for scan in loop.end()} == set(map(pack_ip, left))
+
+
+def test_another_process_knows_where_this_one_called_long_ago() -> None:
+    loop = Loop()
+    loop.call(STRANGER, 8443)
+    loop.scans.note_called(Endpoint(pack_host(number) + b"\x9c\x40") for number in range(module.MOST_CALLED))
+    loop.restart()
+    loop.refuse(100, STRANGER, *range(40000, 40100), source_port=8443)
+    assert loop.end() == []
+
+
+def test_another_process_knows_what_was_read() -> None:
+    loop = Loop()
+    loop.scans.read = 4026, 77
+    loop.restart()
+    assert loop.scans.read == (4026, 77)
+
+
+@pytest.mark.parametrize("ports", [(1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 2, 1, 3, 4)])
+def test_a_place_that_was_tried_by_another_address_is_of_both(ports: tuple[int, ...]) -> None:
+    """Also the first one, and one that was tried already."""
+    for second in range(1, len(ports)):
+        loop = Loop()
+        for number, port in enumerate(ports):
+            loop.accept(100, NEIGHBOUR6 if number == second else STRANGER6, port, HOST6)
+        assert [scan.network for scan in loop.end()] == [(pack_ip("2001:db8:1::"), 64)]
+
+
+def test_a_port_that_accepted_stays_open_for_as_long_as_it_is_remembered() -> None:
+    loop = Loop(SLOW)
+    loop.refuse(100, STRANGER, 1)
+    loop.accept(100, STRANGER, 80)
+    loop.refuse(200, STRANGER, 80)
+    loop.refuse(201, STRANGER, 2, 3, 4)
+    assert [scan.open_ports for scan in loop.end()] == [[80]]
+
+
+def test_places_of_one_source_have_a_bound() -> None:
+    """Of a port at each of very many addresses, where no number of them is a scan."""
+    loop = Loop(SLOW._replace(addresses=None))
+    for number in range(20_000):
+        end = End(Endpoint(pack_host(number) + b"\0\x17"), pack((STRANGER, 40000)))
+        loop.scans.follow_resets(
+            [Reset(SECOND, end), Reset(SECOND, end._replace(local=pack((HOST, 23))))], 0, SECOND
+        )
+    (source,) = loop.scans._sources.several.values()
+    assert len(source.places) <= sources.MOST_OF_ONE + max(SLOW.ports, 10) + 1
+    assert loop.scans._sources._places == len(source.places)
+    assert loop.end() == []
+
+
+def test_open_ports_of_a_scan_are_told_up_to_a_bound() -> None:
+    loop = Loop()
+    for port in range(1, module.MOST_ACCEPTED + 100):
+        loop.accept(100, STRANGER, port)
+    (scan,) = (scan for _, scan in loop.scans.known.scans)
+    assert len(scan.accepted) == module.MOST_ACCEPTED
+    (told,) = loop.end()
+    assert (len(told.open_ports) + len(told.closed_ports), told.is_verified) == (
+        module.MOST_ACCEPTED + 99,
+        True,
+    )
+
+
+def test_what_was_forgotten_is_counted_over_a_change_of_the_limits() -> None:
+    loop = Loop()
+    for resets in spoof(sources.MOST_SINGLE + 1000, 1, 1):
+        loop.scans.follow_resets(resets, 0, resets[-1].time)
+    before = loop.scans.forgotten
+    loop.scans.switch(SLOW)
+    assert loop.scans.forgotten == before == sources.MOST_SINGLE // 4
+
+
 # Its parts.
 
 
@@ -1304,26 +1483,3 @@ def test_the_most_addresses_of_a_port() -> None:
     assert count_addresses(places) == 3
     assert count_addresses([*places[:2], *places[:2]]) == 1
     assert count_addresses([]) == 0
-
-
-def test_neighbours_by_ipv6_are_told_apart() -> None:
-    """Who is in a network of this machine's own, or on its link, is no source with all others there."""
-    for network in ("2001:db8:5::", "fe80::"):
-        loop = Loop()
-        for number, port in enumerate((22, 80, 443, 445, 631, 5432)):
-            for _ in range(3):
-                loop.accept(number, f"{network}{number + 10}", port, HOST6)
-        assert loop.end() == []
-        loop.refuse(10, f"{network}10", 1, 2, 3, 4, host=HOST6)
-        (told,) = loop.end()
-        assert (told.address, told.network) == (pack_ip(f"{network}10"), None)
-        assert (told.open_ports, told.closed_ports) == ([22], [1, 2, 3, 4])
-
-
-def test_a_neighbour_with_a_new_address_for_each_packet_is_found_by_its_network() -> None:
-    loop = Loop()
-    for number in range(500):
-        loop.refuse(number / 1000, f"2001:db8:5::{number + 10:x}", number + 1, host=HOST6)
-    (told,) = loop.end()
-    assert told.network == (pack_ip("2001:db8:5::"), 64)
-    assert told.closed_ports == [*range(1, 501)]

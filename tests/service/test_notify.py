@@ -60,6 +60,8 @@ def test_the_life_of_a_service(manager: socket.socket) -> None:
     assert "\nSTATUS=Polling every 60 s; 0 connections reported since the start, " in ready
     assert manager.recv(4096).startswith(b"STATUS=Polling every 60 s; ")
     daemon.process.send_signal(signal.SIGHUP)
+    reloading, *_ = read_until(manager, "READY=1")
+    assert reloading.startswith("RELOADING=1")
     assert daemon.end(signal.SIGTERM)[0] == 0
     assert read_until(manager, "STOPPING=1") == ["STOPPING=1"]
 
