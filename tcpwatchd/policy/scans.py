@@ -266,7 +266,7 @@ class Scans:
             known = single.get(key)
             if known and known[0] == place and known[3] == address:
                 if time > known[1] or not known[2]:
-                    single[key] = place, time, known[2] or how, address
+                    single[key] = place, time if time > known[1] else known[1], known[2] or how, address
                 continue
             source = several.get(key)
             if not source or key in scans or not source.repeats(place, time, how, address, window):
