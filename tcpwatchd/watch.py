@@ -231,8 +231,7 @@ class Watch:
 
     def _find_next_settling(self, moment: float) -> float:
         """When a scan is to be told, or is over."""
-        due = self._pipeline.next_settling
-        return math.inf if due is None else moment + (due - boot_ns()) / NANOSECONDS
+        return to_monotonic(self._pipeline.next_settling, moment)
 
     def _find_next_drain(self, moment: float) -> float:
         """When to drain though the trace wakes nobody: after a pause, and when a held report is released."""
@@ -240,8 +239,7 @@ class Watch:
             return math.inf
         if moment < self._drain_at:
             return self._drain_at
-        release = self._pipeline.next_release
-        return math.inf if release is None else moment + (release - boot_ns()) / NANOSECONDS
+        return to_monotonic(self._pipeline.next_release, moment)
 
     def _wait_until(self, deadline: float) -> bool:
         """Until something comes, or the deadline; whether the trace is to be drained."""
@@ -324,6 +322,11 @@ class Watch:
         if totals["unwritten"]:
             trouble += f"; waiting to be written: {totals['unwritten']}"
         return f"{source}; {counts}{trouble}"
+
+
+def to_monotonic(time_of_boot: int | None, moment: float) -> float:
+    """Of nanoseconds of CLOCK_BOOTTIME, if any; `moment` is now."""
+    return math.inf if time_of_boot is None else moment + (time_of_boot - boot_ns()) / NANOSECONDS
 
 
 def next_deadline(deadline: float, now: float, interval: float) -> float:

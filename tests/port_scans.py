@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import selectors
 import socket
 import subprocess
@@ -19,6 +18,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from tests.namespace import Namespace, run
 
 FIREWALLS = {"none": "", "drop": "drop", "reject": "reject with tcp reset"}
 THREE, FIVE = (22, 53, 80), (7001, 7003, 7005, 7007, 7009)
@@ -63,23 +64,6 @@ def parse_ports(text: str) -> list[int]:
     return [port for ends in ranges for port in range(int(ends[0]), int(ends[-1]) + 1)]
 
 
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-
-
-def hold_namespace(stack: contextlib.ExitStack, *command: str) -> tuple[int, list[str]]:
-    """A network namespace for as long as the command runs: its process, and what makes another run there."""
-    own = os.readlink("/proc/self/ns/net")
-    process = subprocess.Popen(["unshare", "--net", *command], stdin=subprocess.DEVNULL)
-    stack.callback(process.wait)
-    stack.callback(process.terminate)
-    while os.readlink(f"/proc/{process.pid}/ns/net") == own:
-        time.sleep(0.01)
-    prefix = ["nsenter", "--target", str(process.pid), "--net"]
-    run(*prefix, "ip", "link", "set", "lo", "up")
-    return process.pid, prefix
-
-
 def serve() -> None:
     """Greet whoever comes to an open port, of both families, and wait until it leaves."""
     waiting = selectors.DefaultSelector()
@@ -116,13 +100,13 @@ def protect(prefix: list[str], verdict: str) -> None:
     subprocess.run([*prefix, "nft", "-f", "-"], check=True, input=rules.encode())
 
 
-def join(number: int, host: list[str], pid: int, scanner: list[str]) -> dict[str, tuple[str, str]]:
-    """Connect a scanner with the host, whose process this is; of each family its address and the host's."""
+def join(number: int, host: Namespace, scanner: Namespace) -> dict[str, tuple[str, str]]:
+    """Connect a scanner with the host; of each family its address and the host's."""
     four, six = f"10.71.{number}.", f"fd71:{number}::"
     pairs = {"IPv4": (f"{four}2", f"{four}1"), "IPv6": (f"{six}2", f"{six}1")}
-    link = f"host{number}"
-    run(*scanner, "ip", "link", "add", "out", "type", "veth", "peer", "name", link, "netns", str(pid))
-    for which, (prefix, name) in enumerate(((scanner, "out"), (host, link))):
+    link = ["out", "type", "veth", "peer", "name", f"host{number}", "netns", str(host.pid)]
+    run(*scanner.prefix, "ip", "link", "add", *link)
+    for which, (prefix, name) in enumerate(((scanner.prefix, "out"), (host.prefix, f"host{number}"))):
         run(*prefix, "ip", "address", "add", f"{pairs['IPv4'][which]}/24", "dev", name)
         run(*prefix, "ip", "address", "add", f"{pairs['IPv6'][which]}/64", "dev", name, "nodad")
         run(*prefix, "ip", "link", "set", name, "up")
@@ -133,17 +117,20 @@ def set_up(stack: contextlib.ExitStack) -> list[tuple[dict[str, str], list[str]]
     """Hosts and scanners; what there is to know of each scan, and its command. The slow ones come first."""
     scans, number = [], 0
     for firewall, verdict in FIREWALLS.items():
-        host, host_prefix = hold_namespace(stack, sys.executable, "-m", "tests.port_scans", "serve")
+        host = stack.enter_context(Namespace())
+        server = subprocess.Popen([*host.prefix, sys.executable, "-m", "tests.port_scans", "serve"])
+        stack.callback(server.wait)
+        stack.callback(server.terminate)
         if verdict:
-            protect(host_prefix, verdict)
+            protect(host.prefix, verdict)
         for kind, (flags, ports) in KINDS.items():
-            _, prefix = hold_namespace(stack, "sleep", "infinity")
+            scanner = stack.enter_context(Namespace())
             number += 1
-            for family, (source, target) in join(number, host_prefix, host, prefix).items():
+            for family, (source, target) in join(number, host, scanner).items():
                 nmap = ["nmap", "-n", "-Pn", "--disable-arp-ping", *flags.split(), "-p", ports, target]
                 nmap += ["-6"] * (family == "IPv6")
                 scan = {"firewall": firewall, "kind": kind, "family": family, "source": source}
-                scans.append((scan, [*prefix, *nmap]))
+                scans.append((scan, [*scanner.prefix, *nmap]))
     return sorted(scans, key=lambda pair: pair[0]["kind"] != "-sS -T2")
 
 

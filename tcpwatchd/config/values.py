@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tcpwatchd.policy.expression import MOST_PORT, Token, parse_host, parse_net, quote
+from tcpwatchd.policy.expression import MOST_PORT, PORT_RANGE, Token, parse_host, parse_net, quote
 from tcpwatchd.policy.folding import Limit
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def parse_port_ranges(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def parse_port_range(word: str) -> tuple[int, int]:
-    found = re.fullmatch("([0-9]{1,5})(?:-([0-9]{1,5}))?", word)
+    found = PORT_RANGE.fullmatch(word)
     low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= low <= high <= MOST_PORT:
         raise ValueError(f"not a port, nor a range such as 50000-50100: {quote(word)}")

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.connection import End, Reset, make, unmap
 from tcpwatchd.kernel.instance import RESETS, TraceError, read_file
-from tcpwatchd.kernel.pages import TYPE, UNKNOWN, WORD, find_records, parse_fields, read_number, split_page
+from tcpwatchd.kernel.pages import (
+    IPV4,
+    TYPE,
+    UNKNOWN,
+    WORD,
+    find_records,
+    parse_fields,
+    read_number,
+    split_page,
+)
 from tcpwatchd.kernel.reader import Reader
 
 if TYPE_CHECKING:
@@ -22,8 +31,8 @@ if TYPE_CHECKING:
 ADDRESS = 28
 """Bytes of a `struct sockaddr_in6`, in which that of IPv4 stands too."""
 SOCKADDR, SOCKADDR6 = struct.Struct("=H2s4s"), struct.Struct("=H2s4x16s")
-IPV4, IPV6 = 2, 10
-"""AF_INET and AF_INET6 (include/linux/socket.h)."""
+IPV6 = 10
+"""AF_INET6 (include/linux/socket.h)."""
 
 
 class ResetLayout(NamedTuple):

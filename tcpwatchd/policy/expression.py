@@ -36,6 +36,8 @@ LONGEST_NAME = 15
 DEEPEST = 50
 """Parentheses and nots inside each other."""
 MOST_PORT = 65535
+PORT_RANGE = re.compile("([0-9]{1,5})(?:-([0-9]{1,5}))?")
+"""One port, or the first and the last."""
 LONGEST_PATTERN = 256
 """Longer than any name; to compile much longer ones takes minutes."""
 SOURCE, DESTINATION = "src", "dst"
@@ -217,7 +219,7 @@ class Parser:
     def _parse_ports(self, token: Token) -> tuple[int, int]:
         """The first and the last."""
         text, offset = token.text, token.offset
-        numbers = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
+        numbers = PORT_RANGE.fullmatch(text)
         if numbers:
             low, high = int(numbers[1]), int(numbers[2] or numbers[1])
             if not 1 <= low <= high <= MOST_PORT:
