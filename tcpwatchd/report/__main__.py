@@ -1,0 +1,183 @@
+"""tcpwatchd-report: arguments, wiring and exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from tcpwatchd import __version__
+from tcpwatchd.failure import Failure, UsageError, describe
+from tcpwatchd.report.chosen import compile_filter
+from tcpwatchd.report.journals import Journals, Place
+from tcpwatchd.report.outline import FirstSeen, make_outline
+from tcpwatchd.report.period import find_boot, is_boot, parse_time
+from tcpwatchd.report.progress import follow
+from tcpwatchd.report.structured import list_values
+from tcpwatchd.report.summary import Summary
+from tcpwatchd.report.tally import count
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MOST_ROWS = 1_000
+COLLECT_AFTER = 50_000
+"""Objects that are made before the garbage collector looks: most are of one entry, and gone with it."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="tcpwatchd-report",
+        allow_abbrev=False,
+        description="Sum up the connections that tcpwatchd wrote to the journal.",
+    )
+    add = parser.add_argument
+    add("filter", nargs="*", metavar="FILTER", help="connections that count, in the words of rules")
+    add("--since", metavar="TIME", help='from then on: yesterday, -1h, "2026-11-24 03:00"')
+    add("--until", metavar="TIME", help="up to then")
+    add("-b", "--boot", nargs="?", const="0", metavar="ID", help="of this boot, or of another")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-D", "--directory", metavar="DIR", help="the journals in this directory")
+    where.add_argument("-m", "--merge", action="store_true", help="the journals of all hosts that are here")
+    where.add_argument("--namespace", metavar="NAMESPACE", help="the journal of this namespace")
+    add("-u", "--unit", metavar="UNIT", default="tcpwatchd.service", help="the unit of the daemon")
+    add("-n", "--top", type=parse_number, default=10, metavar="N", help="rows of each table; default 10")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, for programs")
+    form.add_argument("--html", metavar="FILE", help="write a page with plots instead")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def parse_number(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MOST_ROWS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MOST_ROWS}, found {text!r}")
+    return int(text)
+
+
+def main() -> int:
+    """Returns 0 for a report, also of nothing; 1 after a fault, 2 for wrong usage."""
+    gc.set_threshold(COLLECT_AFTER)
+    try:
+        make_report(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_stdout()
+        return 0  # the reader has seen enough
+    except KeyboardInterrupt:
+        leave_stdout()
+        return 130
+    except (OSError, ImportError, Failure) as error:
+        print_error(describe(error))
+        leave_stdout()
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def leave_stdout() -> None:
+    """What could not be written is not tried again at the end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def print_error(text: str) -> None:
+    line = f"tcpwatchd-report: {text}".encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+    print(line, file=sys.stderr)
+
+
+def make_report(arguments: Sequence[str]) -> None:
+    """Raises Failure, OSError and ImportError."""
+    given = make_parser().parse_intermixed_args(arguments)
+    words = list(given.filter)
+    if given.boot is not None and not is_boot(given.boot):
+        words.insert(0, given.boot)  # -b alone, before a filter
+        given.boot = "0"
+    wanted = compile_filter(" ".join(words)) if words else None
+    since, until = (
+        None if text is None else parse_time(flag, text)
+        for flag, text in (("--since", given.since), ("--until", given.until))
+    )
+    if since is not None and until is not None and since > until:
+        raise UsageError("argument --until: it is before --since")
+    check_form(given)
+    place = Place(given.directory, given.namespace, given.merge)
+    boot = None if given.boot is None else find_boot(given.boot, place)
+    journals = Journals(place)
+    first, last = journals.find_period(boot) or (None, None)
+    if until is None:
+        until = (last if boot or place.directory else None) or time.time_ns() // 1000
+    since = min(until, first or until) if since is None else since
+    summary = Summary(since, until, given.unit, given.top, wanted)
+    add = summary.add
+    for written, fields in follow(journals.read(since, until, boot), since, until, sys.stderr):
+        add(written, fields)
+    first_seen = find_first_seen(summary, journals, given.top)
+    write(given, summary, first_seen, journals.faults)
+
+
+def check_form(given: argparse.Namespace) -> None:
+    """What is needed is imported before the journal is read. Raises ImportError."""
+    if given.html is not None:
+        import jinja2  # noqa: F401
+    elif not given.json:
+        import rich  # noqa: F401
+
+
+def find_first_seen(summary: Summary, journals: Journals, top: int) -> FirstSeen:
+    """Of those that are counted, which are not all if there were too many."""
+    since = journals.begins
+    if since is None or since >= summary.since:
+        return FirstSeen(None, [], 0)
+    peers = {peer for peer, row in summary.peers.rows.items() if count(row)}
+    new = peers - journals.find_known(peers, summary.since)
+    ranked = sorted(new, key=lambda peer: (-count(summary.peers.rows[peer]), peer))
+    return FirstSeen(since, [(peer, summary.peers.rows[peer]) for peer in ranked[:top]], len(new))
+
+
+def write(given: argparse.Namespace, summary: Summary, first_seen: FirstSeen, faults: list[str]) -> None:
+    """Raises OSError."""
+    if given.json:
+        json.dump(list_values(summary, first_seen, faults, given.top), sys.stdout, indent=2)
+        print()
+        return
+    outline = make_outline(summary, first_seen, faults, given.top)
+    if given.html is None:
+        from tcpwatchd.report.terminal import print_report
+
+        print_report(sys.stdout, summary, outline)
+        return
+    from tcpwatchd.report.page import format_page
+
+    write_file(given.html, format_page(summary, outline))
+
+
+def write_file(path: str, text: str) -> None:
+    """In one step, so that whoever looks sees the old page or the new one. Raises OSError."""
+    if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+        with sys.stdout if path == "-" else open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return
+    new = f"{path}.{os.getpid()}.new"
+    try:
+        with open(new, "x", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(new, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

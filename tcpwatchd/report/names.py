@@ -1,0 +1,13 @@
+"""Names that others chose, as text that can be shown."""
+
+from __future__ import annotations
+
+
+def show(name: bytes) -> str:
+    r"""What cannot be seen becomes \xNN or the like, marks that turn the direction of writing too."""
+    text = name.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(map(escape, text))
+
+
+def escape(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

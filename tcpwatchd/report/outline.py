@@ -1,0 +1,203 @@
+"""What the report says, as sentences and tables for people: the terminal and the page show the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tcpwatchd.connection import format_endpoint
+from tcpwatchd.output.event import count as count_noun
+from tcpwatchd.output.event import format_bytes, format_duration
+from tcpwatchd.report.names import show
+from tcpwatchd.report.summary import MICROSECONDS
+from tcpwatchd.report.tally import BYTES, IN, OUT, RESETS, WITHIN
+from tcpwatchd.report.timeline import format_time, parse_moment
+
+if TYPE_CHECKING:
+    from tcpwatchd.report.summary import Flow, Summary
+    from tcpwatchd.report.tally import Tally
+
+NOT_KNOWN = "(not known)"
+COUNTS = ("in", "out", "within")
+HOW = {b"fin": "by FIN", b"reset": "by reset", b"timeout": "timed out", b"": "not known how"}
+
+
+class FirstSeen(NamedTuple):
+    """Peers that no entry before the period names.
+
+    `since` is when those entries begin, microseconds since the epoch; None if there are none to compare with.
+    """
+
+    since: int | None
+    peers: list[tuple[bytes, list[int]]]
+    number: int
+    """How many there are; `peers` has the first of them."""
+
+
+class Table(NamedTuple):
+    """Columns whose names begin with `<` are text, the others are numbers."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+class Outline(NamedTuple):
+    title: str
+    sentences: list[str]
+    tables: list[Table]
+    warnings: list[str]
+
+
+def make_outline(summary: Summary, first_seen: FirstSeen, faults: list[str], top: int) -> Outline:
+    tables = [
+        tabulate("Services", "<service", summary.services, top),
+        tabulate("Peers", "<address", summary.peers, top),
+        tabulate("Ports", "<port", summary.ports, top),
+        tabulate_first_seen(first_seen),
+        tabulate_flows("Longest connections", summary.longest.items),
+        tabulate_flows("Largest connections", summary.largest.items),
+        tabulate_resets(summary, top),
+        tabulate_scans(summary, top),
+        tabulate_said(summary),
+    ]
+    hosts = sorted(summary.hosts, key=lambda host: (-summary.hosts[host], host))
+    where = ", ".join(show(host) for host in hosts[:3]) + f" and {len(hosts) - 3} more hosts" * (
+        len(hosts) > 3
+    )
+    return Outline(
+        f"Connections of {where}" if where else "Connections",
+        list_sentences(summary),
+        [table for table in tables if table.rows or table.notes],
+        list_warnings(summary) + faults,
+    )
+
+
+def list_sentences(summary: Summary) -> list[str]:
+    period = f"From {format_time(summary.since)} to {format_time(summary.until)}"
+    if not summary.connections and not sum(summary.closed.values()):
+        sentences = [f"{period}: no connections."]
+    else:
+        inbound, outbound, within = summary.directions
+        sentences = [
+            f"{period}: {count_noun(summary.connections, 'connection')}, {inbound} in, {outbound} out, "
+            f"{within} within."
+        ]
+    if summary.closed:
+        how = ", ".join(f"{summary.closed[key]} {text}" for key, text in HOW.items() if summary.closed[key])
+        sent = summary.sizes[IN][1] + summary.sizes[OUT][0] + sum(summary.sizes[WITHIN])
+        received = summary.sizes[IN][0] + summary.sizes[OUT][1] + sum(summary.sizes[WITHIN])
+        number, sizes = sum(summary.closed.values()), f"{format_bytes(sent)} sent, {format_bytes(received)}"
+        sentences.append(f"{number} closed: {how}; {sizes} received.")
+    for number, text in (
+        (summary.open_before, "of them were open when the watch began."),
+        (summary.folded, "of them are told many in one entry."),
+        (summary.ignored, "more were ignored by rules, and only counted."),
+    ):
+        if number:
+            sentences.append(f"{number} {text}")
+    return sentences
+
+
+def list_warnings(summary: Summary) -> list[str]:
+    """What can make the report other than what happened."""
+    warnings = []
+    if summary.others:
+        number = sum(summary.others.values())
+        units = ", ".join(show(unit) for unit in sorted(summary.others)[:3])
+        warnings.append(f"{number} entries were written by other units, and are left out: {units}")
+    if summary.unknown_writers:
+        warnings.append(
+            f"of {summary.unknown_writers} entries the journal does not know which unit wrote them"
+        )
+    if summary.malformed:
+        warnings.append(f"{summary.malformed} entries make no sense and are left out")
+    if summary.unpaired:
+        warnings.append(f"{summary.unpaired} connections that closed may have been counted twice")
+    return warnings
+
+
+def tabulate(title: str, name: str, tally: Tally, top: int) -> Table:
+    rows = tally.list_top(top)
+    with_bytes = any(row[BYTES] for _, row in rows)
+    columns = [name, *COUNTS, *["bytes"] * with_bytes]
+    listed = [
+        [name_key(key), *map(str, row[:3]), *[format_bytes(row[BYTES])] * with_bytes] for key, row in rows
+    ]
+    return Table(title, columns, listed, list_bounds(tally, len(rows)))
+
+
+def list_bounds(tally: Tally, shown: int) -> list[str]:
+    if tally.most_missed:
+        most = count_noun(tally.most_missed, "connection")
+        return [f"There were too many to count all: each that is shown may have had up to {most} more."]
+    others = len(tally.rows) - shown
+    return [f"{others} more are not shown."] if others else []
+
+
+def name_key(key: Any) -> str:
+    if isinstance(key, tuple):
+        return " ".join(map(name_key, key))
+    return show(key) if key else NOT_KNOWN
+
+
+def tabulate_first_seen(first_seen: FirstSeen) -> Table:
+    title, columns = "Peers seen for the first time", ["<address", *COUNTS]
+    if first_seen.since is None:
+        return Table(title, columns, [], ["The journal has nothing from before to compare with."])
+    rows = [[show(peer), *map(str, row[:3])] for peer, row in first_seen.peers]
+    notes = [f"Compared with entries since {format_time(first_seen.since)}."]
+    if first_seen.number > len(rows):
+        notes.append(f"{first_seen.number - len(rows)} more are not shown.")
+    return Table(title, columns, rows, notes)
+
+
+def tabulate_flows(title: str, flows: list[tuple[int, Flow]]) -> Table:
+    columns = ["<opened", "<from", "<to", "<service", "duration", "bytes"]
+    return Table(title, columns, [list_flow(flow) for _, flow in flows], [])
+
+
+def list_flow(flow: Flow) -> list[str]:
+    return [
+        format_time(parse_moment(flow.start[:19]) * MICROSECONDS),
+        format_end(flow.source),
+        format_end(flow.destination),
+        name_key(flow.service),
+        "" if flow.duration is None else format_duration(flow.duration),
+        "" if flow.size is None else format_bytes(flow.size),
+    ]
+
+
+def format_end(end: tuple[bytes, bytes]) -> str:
+    return format_endpoint(show(end[0]), int(end[1]))
+
+
+def tabulate_resets(summary: Summary, top: int) -> Table:
+    rows = [[*map(name_key, key), str(row[RESETS])] for key, row in summary.pairs.list_reset(top)]
+    return Table("Resets", ["<service", "<peer", "resets"], rows, [])
+
+
+def tabulate_scans(summary: Summary, top: int) -> Table:
+    scans = sorted(summary.scans.values(), key=lambda scan: (-scan.times, -scan.last))
+    rows = [
+        [format_time(scan.last), str(scan.times), "yes" if scan.is_verified else "no", show(scan.message)]
+        for scan in scans[:top]
+    ]
+    others = len(scans) - len(rows) + summary.scans_left_out
+    notes = [f"{others} more are not shown."] if others else []
+    return Table("Port scans", ["<last", "times", "<verified", "<message"], rows, notes)
+
+
+def tabulate_said(summary: Summary) -> Table:
+    said = sorted(summary.said.values(), key=lambda said: -said.last)
+    rows = [[format_time(one.last), str(one.times), show(one.message)] for one in said]
+    sums = summary.sums
+    notes = []
+    if sums["TCPWATCHD_RECORDS_LOST"]:
+        notes.append(f"Records of the trace that were lost: {sums['TCPWATCHD_RECORDS_LOST']}.")
+    if sums["TCPWATCHD_MISSED_INBOUND"] or sums["TCPWATCHD_MISSED_OUTBOUND"]:
+        inbound, outbound = sums["TCPWATCHD_MISSED_INBOUND"], sums["TCPWATCHD_MISSED_OUTBOUND"]
+        notes.append(f"Connections that were missed: {inbound} inbound, at most {outbound} outbound.")
+    if not rows and summary.entries:
+        notes.append("Nothing: no entry of the period says that anything was missed.")
+    return Table("What tcpwatchd missed or could not see", ["<last", "times", "<message"], rows, notes)

@@ -1,0 +1,152 @@
+"""The report as a page: one file of HTML with plots in SVG, without a script, which needs no network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tcpwatchd import __version__
+from tcpwatchd.report.outline import COUNTS, name_key
+from tcpwatchd.report.tally import count
+from tcpwatchd.report.timeline import format_start, make_timeline
+
+if TYPE_CHECKING:
+    from tcpwatchd.report.outline import Outline
+    from tcpwatchd.report.summary import Summary
+
+MOST_STEPS = 72
+MOST_LABELS = 4
+"""Of the axis of time: so many have room on a telephone."""
+PLOT_HEIGHT = 180
+"""Pixels. Across, all is in percent of the width there is, so that letters are not scaled."""
+MOST_PEERS, MOST_SERVICES = 8, 8
+NICE = (1, 2, 5)
+
+
+class Bar(NamedTuple):
+    """`left` and `width` in percent, `top` and `height` in pixels; `kind` is the index of a direction."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    kind: int
+    title: str
+
+
+class Label(NamedTuple):
+    at: float
+    text: str
+
+
+class Plot(NamedTuple):
+    """Labels of x are in percent, of y in pixels."""
+
+    bars: list[Bar]
+    x_labels: list[Label]
+    y_labels: list[Label]
+    unit: str
+
+
+class Cell(NamedTuple):
+    """`share` is of the largest."""
+
+    number: int
+    share: float
+    title: str
+
+
+class Matrix(NamedTuple):
+    peers: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+def format_page(summary: Summary, outline: Outline) -> str:
+    """Every text is escaped by the template."""
+    loader = PackageLoader("tcpwatchd.report", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html").render(
+        outline=outline,
+        plot=plot_timeline(summary) if summary.connections else None,
+        peers=plot_peers(summary),
+        matrix=make_matrix(summary),
+        counts=COUNTS,
+        height=PLOT_HEIGHT,
+        version=__version__,
+    )
+
+
+def plot_timeline(summary: Summary) -> Plot:
+    timeline = make_timeline(summary, MOST_STEPS)
+    steps = timeline.steps
+    width, most = 100 / len(steps), max(sum(step.counts) for step in steps)
+    top = find_top(most)
+    scale = PLOT_HEIGHT / top
+    bars = []
+    for index, step in enumerate(steps):
+        start, bottom = format_start(step.start, timeline.seconds), float(PLOT_HEIGHT)
+        for kind, number in enumerate(step.counts):
+            if number:
+                height = number * scale
+                bottom -= height
+                title = f"{start}: {number} {COUNTS[kind]}"
+                bars.append(Bar(index * width, bottom, width * 0.9, height, kind, title))
+    every = -(-len(steps) // MOST_LABELS)
+    x_labels = [
+        Label(index * width, format_start(steps[index].start, timeline.seconds))
+        for index in range(0, len(steps), every)
+    ]
+    y_labels = [Label(PLOT_HEIGHT * (1 - part), f"{top * part:g}") for part in (0.5, 1)]
+    return Plot(bars, x_labels, y_labels, timeline.unit)
+
+
+def find_top(most: int) -> int:
+    """The next higher of 2, 4, 10, 20, 40, 100 and so on: half of it is a whole number too."""
+    size = 1
+    while True:
+        for digit in NICE:
+            if 2 * digit * size >= most:
+                return 2 * digit * size
+        size *= 10
+
+
+def plot_peers(summary: Summary) -> list[tuple[str, int, list[Bar]]]:
+    """Name, connections and bars of each of the first."""
+    found = summary.peers.list_top(MOST_PEERS)
+    most = max((count(row) for _, row in found), default=0)
+    plotted = []
+    for key, row in found:
+        left, bars = 0.0, []
+        for kind, number in enumerate(row[:3]):
+            if number:
+                width = 100 * number / most
+                bars.append(Bar(left, 0, width, 0, kind, f"{name_key(key)}: {number} {COUNTS[kind]}"))
+                left += width
+        plotted.append((name_key(key), count(row), bars))
+    return plotted
+
+
+def make_matrix(summary: Summary) -> Matrix:
+    """Who of the first services has connections with which of the first peers."""
+    services = [key for key, _ in summary.services.list_top(MOST_SERVICES)]
+    peers = [key for key, _ in summary.peers.list_top(MOST_PEERS)]
+    numbers = {
+        (s, p): count(summary.pairs.rows[s, p])
+        for s in services
+        for p in peers
+        if (s, p) in summary.pairs.rows
+    }
+    most = max(numbers.values(), default=0)
+    rows = []
+    for service in services:
+        cells = []
+        for peer in peers:
+            number = numbers.get((service, peer), 0)
+            title = f"{name_key(service)} and {name_key(peer)}: {number}"
+            cells.append(Cell(number, (number / most) ** 0.5 if most else 0.0, title))
+        if any(cell.number for cell in cells):
+            rows.append((name_key(service), cells))
+    return Matrix([name_key(peer) for peer in peers], rows)

@@ -1,0 +1,252 @@
+"""What the entries of a period add up to, in bounded memory. No I/O.
+
+Each connection counts once: one that closes counts if it opened in the period, and no entry said so before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from tcpwatchd.output import event
+from tcpwatchd.report.tally import BYTES, DIRECTIONS, IN, RESETS, WITHIN, Largest, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tcpwatchd.report.journals import Fields
+
+MOST_NAMES = 20_000
+"""Services, peers, ports and pairs that are counted at once; and twice as many for a while."""
+MOST_OPEN = 100_000
+"""Connections that are remembered from when they opened until they close; and twice as many for a while."""
+MOST_SCANS = 1_000
+OPENED, OPENED_MANY = event.CONNECTION_OPENED.encode(), event.CONNECTIONS_OPENED.encode()
+CLOSED, CLOSED_MANY = event.CONNECTION_CLOSED.encode(), event.CONNECTIONS_CLOSED.encode()
+OPENINGS = {OPENED, OPENED_MANY}
+CONNECTIONS = {*OPENINGS, CLOSED, CLOSED_MANY}
+SCAN, COUNTED = event.PORT_SCAN.encode(), event.CONNECTIONS_COUNTED.encode()
+STARTED = event.WATCH_STARTED.encode()
+IGNORED = re.compile(rb"(?:^|, )([0-9]+) by ")
+SUMS = ("TCPWATCHD_RECORDS_LOST", "TCPWATCHD_MISSED_INBOUND", "TCPWATCHD_MISSED_OUTBOUND")
+LEAST_SAID = b"5"
+"""Notices, and what is worse."""
+LONGEST_SAID = 500
+"""Bytes of a message."""
+MOST_SAID = 100
+SECOND, MINUTE, HOUR = 19, 16, 13
+"""Characters of a time in ISO 8601 that tell it so finely."""
+PRECISIONS = ((2 * 3600, SECOND), (14 * 86400, MINUTE))
+"""Up to how many seconds a period lasts of which times are kept so finely."""
+MICROSECONDS = 1_000_000
+
+
+class Scan(NamedTuple):
+    """How often it was told of a source, when last, and what was said then."""
+
+    times: int
+    last: int
+    message: bytes
+    is_verified: bool
+
+
+class Said(NamedTuple):
+    """Of one kind of what the daemon says of itself: how often, when last, and what it said then."""
+
+    times: int
+    last: int
+    message: bytes
+
+
+class Flow(NamedTuple):
+    """A connection that closed, of which more is to be told. Duration in nanoseconds, size in bytes."""
+
+    start: bytes
+    source: tuple[bytes, bytes]
+    destination: tuple[bytes, bytes]
+    service: bytes
+    duration: int | None
+    size: int | None
+
+
+class Summary:
+    """Of a period, in microseconds since the epoch. `wanted` tells which connections count.
+
+    What another unit than the daemon's wrote does not: anybody may write to the journal in the daemon's name.
+    """
+
+    def __init__(
+        self,
+        since: int,
+        until: int,
+        unit: str,
+        top: int,
+        wanted: Callable[[Fields], bool] | None = None,
+    ) -> None:
+        self.since, self.until = since, until
+        self._since = event.format_utc(since).encode()
+        self._unit, self._wanted = unit.encode(), wanted
+        seconds = (until - since) / MICROSECONDS
+        self.precision = next((unit for most, unit in PRECISIONS if seconds <= most), HOUR)
+        self.entries = self.connections = 0
+        self.directions = [0, 0, 0]
+        self.sizes = [[0, 0], [0, 0], [0, 0]]
+        """Payload of what closed, by direction: what sources sent, and what destinations sent."""
+        self.times: Counter[tuple[bytes, int]] = Counter()
+        """Connections by when they opened, in UTC, and by direction."""
+        self.services, self.ports, self.peers, self.pairs = (Tally(MOST_NAMES) for _ in range(4))
+        self.longest, self.largest = Largest(top), Largest(top)
+        self.closed: Counter[bytes] = Counter()
+        """By how; b"" where that is not known."""
+        self.open_before = self.folded = self.ignored = self.starts = 0
+        """Connections that were open when the watch began, that are told many in one entry, or that rules only
+        count; and how often the daemon was started."""
+        self.unpaired = 0
+        """Connections that closed and may have been counted before."""
+        self._open: set[int] = set()
+        self._open_longer: set[int] = set()
+        self._has_openings = self._has_forgotten = False
+        self.scans: dict[bytes, Scan] = {}
+        self.scans_left_out = 0
+        self.said: dict[bytes, Said] = {}
+        self.sums: Counter[str] = Counter()
+        self.hosts: Counter[bytes] = Counter()
+        self.others: Counter[bytes] = Counter()
+        """Entries by units that are not the daemon's."""
+        self.unknown_writers = self.malformed = 0
+        """Entries of which journald did not know the unit any more, and what makes no sense."""
+
+    def add(self, written: int, fields: Fields) -> None:
+        """`written` is when, in microseconds since the epoch."""
+        unit = fields.get("_SYSTEMD_UNIT")
+        if unit != self._unit:
+            if unit is not None:
+                self.others[unit] += 1
+                return
+            self.unknown_writers += 1
+        self.entries += 1
+        kind = fields.get("MESSAGE_ID", b"")
+        try:
+            if kind not in CONNECTIONS:
+                self._add_said(written, kind, fields)
+            elif self._wanted is None or self._wanted(fields):
+                self._add_connection(kind, fields)
+            self.hosts[fields.get("_HOSTNAME", b"")] += 1
+        except (KeyError, ValueError, TypeError, AttributeError):  # it is not as the daemon writes it
+            self.malformed += 1
+
+    def _add_connection(self, kind: bytes, fields: Fields) -> None:
+        start, direction = fields["EVENT_START"], DIRECTIONS[fields["NETWORK_DIRECTION"]]
+        source, destination = fields["SOURCE_IP"], fields["DESTINATION_IP"]
+        port, service = fields["DESTINATION_PORT"], find_service(fields)
+        number = 1 if "SOURCE_PORT" in fields else int(fields["EVENT_COUNT"])
+        size = reset = 0
+        if kind in OPENINGS:
+            new = number
+            self._note_opening(kind, number, fields)
+        else:
+            sizes = int(fields.get("SOURCE_BYTES", 0)), int(fields.get("DESTINATION_BYTES", 0))
+            how = fields.get("TCPWATCHD_CLOSED_BY", b"")
+            if kind == CLOSED:
+                self._note_flow(fields, service)
+            new = number if self._is_new(kind, fields) else 0
+            self.closed[how] += number
+            self.sizes[direction][0] += sizes[0]
+            self.sizes[direction][1] += sizes[1]
+            size, reset = sum(sizes), number * (how == b"reset")
+        if new:
+            self.connections += new
+            self.directions[direction] += new
+            self.times[start[: self.precision], direction] += new
+        rows = [self.services.find_row(service), self.ports.find_row(port)]
+        if direction != WITHIN:
+            peer = source if direction == IN else destination
+            rows += self.peers.find_row(peer), self.pairs.find_row((service, peer))
+        for row in rows:
+            row[direction] += new
+            row[BYTES] += size
+            row[RESETS] += reset
+
+    def _note_opening(self, kind: bytes, number: int, fields: Fields) -> None:
+        self._has_openings = True
+        if kind == OPENED_MANY:
+            self.folded += number
+            return
+        self.open_before += fields.get("TCPWATCHD_DETECTED_BY") == b"startup"
+        if len(self._open) >= MOST_OPEN:
+            self._has_forgotten |= bool(self._open_longer)
+            self._open, self._open_longer = set(), self._open
+        self._open.add(identify(fields))
+
+    def _is_new(self, kind: bytes, fields: Fields) -> bool:
+        """Whether what closed opened in the period, and was not counted then."""
+        if fields["EVENT_START"] < self._since:
+            return False
+        if kind == CLOSED_MANY:  # it does not say which
+            return not self._has_openings
+        key = identify(fields)
+        for told in (self._open, self._open_longer):
+            if key in told:
+                told.remove(key)
+                return False
+        self.unpaired += self._has_forgotten
+        return True
+
+    def _note_flow(self, fields: Fields, service: bytes) -> None:
+        """If it is one of the longest or the largest."""
+        duration = int(fields["EVENT_DURATION"]) if "EVENT_DURATION" in fields else None
+        size = int(fields["NETWORK_BYTES"]) if "NETWORK_BYTES" in fields else None
+        is_long = duration is not None and duration > self.longest.least
+        is_large = size is not None and size > self.largest.least
+        if not is_long and not is_large:
+            return
+        source = fields["SOURCE_IP"], fields["SOURCE_PORT"]
+        destination = fields["DESTINATION_IP"], fields["DESTINATION_PORT"]
+        flow = Flow(fields["EVENT_START"], source, destination, service, duration, size)
+        if duration is not None and is_long:
+            self.longest.add(duration, flow)
+        if size is not None and is_large:
+            self.largest.add(size, flow)
+
+    def _add_said(self, written: int, kind: bytes, fields: Fields) -> None:
+        if kind == SCAN:
+            self._add_scan(written, fields)
+            return
+        if kind == STARTED:
+            self.starts += 1
+        if kind == COUNTED:
+            self.ignored += sum(map(int, IGNORED.findall(fields["TCPWATCHD_IGNORED_BY"])))
+        if fields.get("PRIORITY", b"") > LEAST_SAID or (
+            kind not in self.said and len(self.said) >= MOST_SAID
+        ):
+            return
+        for name in SUMS:
+            self.sums[name] += int(fields.get(name, 0))
+        before = self.said.get(kind)
+        times = before.times + 1 if before else 1
+        self.said[kind] = Said(times, written, fields["MESSAGE"][:LONGEST_SAID])
+
+    def _add_scan(self, written: int, fields: Fields) -> None:
+        source = fields.get("TCPWATCHD_SOURCE_NETWORK") or fields["SOURCE_IP"]
+        before = self.scans.get(source)
+        if before is None and len(self.scans) >= MOST_SCANS:
+            self.scans_left_out += 1
+            return
+        times = before.times + 1 if before else 1
+        is_verified = fields.get("TCPWATCHD_SOURCE_VERIFIED") == b"yes"
+        self.scans[source] = Scan(times, written, fields["MESSAGE"][:LONGEST_SAID], is_verified)
+
+
+def find_service(fields: Fields) -> bytes:
+    """Who has the end that is here: its unit, else the name of its process, else b""."""
+    unit = fields.get("PROCESS_SYSTEMD_UNIT")
+    if unit is None:
+        return fields.get("PROCESS_NAME", b"")
+    return fields.get("PROCESS_SYSTEMD_USER_UNIT", unit) if unit.startswith(b"user@") else unit
+
+
+def identify(fields: Fields) -> int:
+    """The same for the two entries of a connection."""
+    names = "SOURCE_IP", "SOURCE_PORT", "DESTINATION_IP", "DESTINATION_PORT", "EVENT_START"
+    return hash(tuple(map(fields.__getitem__, names)))
