@@ -16,7 +16,7 @@ from tcpwatchd.failure import Failure, UsageError, describe
 from tcpwatchd.report.chosen import compile_filter
 from tcpwatchd.report.journals import Journals, Place
 from tcpwatchd.report.outline import FirstSeen, make_outline
-from tcpwatchd.report.period import find_boot, is_boot, parse_time
+from tcpwatchd.report.period import FOREVER, find_boot, is_boot, parse_time
 from tcpwatchd.report.progress import follow
 from tcpwatchd.report.structured import list_values
 from tcpwatchd.report.summary import Summary
@@ -115,12 +115,17 @@ def make_report(arguments: Sequence[str]) -> None:
     boot = None if given.boot is None else find_boot(given.boot, place)
     journals = Journals(place)
     first, last = journals.find_period(boot) or (None, None)
-    if until is None:
-        until = (last if boot or place.directory else None) or time.time_ns() // 1000
-    since = min(until, first or until) if since is None else since
-    summary = Summary(since, until, given.unit, given.top, wanted)
+    begin = (first or 0) if since is None else since
+    if until is not None:
+        end = until
+    elif last and (boot or place.directory):
+        end = max(begin, last)
+    else:
+        end = max(begin, time.time_ns() // 1000)
+    summary = Summary(begin, end, given.unit, given.top, wanted)
     add = summary.add
-    for written, fields in follow(journals.read(since, until, boot), since, until, sys.stderr):
+    read = journals.read(since or 0, until or FOREVER, boot)
+    for written, fields in follow(read, begin, end, sys.stderr):
         add(written, fields)
     first_seen = find_first_seen(summary, journals, given.top)
     write(given, summary, first_seen, journals.faults)

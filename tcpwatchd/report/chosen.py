@@ -73,7 +73,7 @@ def list_owner(fields: Fields, prefix: str, container: str, process: str, networ
 
 
 def is_here(fields: Fields, owner: Owner, listener: Owner) -> bool | None:
-    """Whether an end is in the daemon's own network namespace; of one whose user is known, others are told."""
+    """Whether an end is in the daemon's own network namespace; where a user is known, others are told."""
     if fields.get("TCPWATCHD_DETECTED_BY") != b"trace":
         return True
     known = [end.network is None for end in (owner, listener) if end.user is not None]

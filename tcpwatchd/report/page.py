@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tcpwatchd import __version__
 from tcpwatchd.report.outline import COUNTS, name_key
+from tcpwatchd.report.summary import MICROSECONDS
 from tcpwatchd.report.tally import count
 from tcpwatchd.report.timeline import format_start, make_timeline
 
@@ -21,7 +23,10 @@ MOST_LABELS = 4
 PLOT_HEIGHT = 180
 """Pixels. Across, all is in percent of the width there is, so that letters are not scaled."""
 MOST_PEERS, MOST_SERVICES = 8, 8
-NICE = (1, 2, 5)
+PALEST, DARKEST = 0.06, 0.6
+"""Of a cell: numbers can be read on both."""
+TOPS = (2, 4, 6, 8, 10)
+"""Of an axis, times a power of ten: the half of it is a number that can be read too."""
 
 
 class Bar(NamedTuple):
@@ -50,10 +55,10 @@ class Plot(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """`share` is of the largest."""
+    """`opacity` grows with the number, by its root: else all but the largest were pale."""
 
     number: int
-    share: float
+    opacity: float
     title: str
 
 
@@ -68,15 +73,26 @@ def format_page(summary: Summary, outline: Outline) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["short"] = shorten
     return environment.get_template("page.html").render(
         outline=outline,
         plot=plot_timeline(summary) if summary.connections else None,
         peers=plot_peers(summary),
         matrix=make_matrix(summary),
         counts=COUNTS,
+        zone=time.strftime("%Z", time.localtime(summary.since // MICROSECONDS)),
         height=PLOT_HEIGHT,
         version=__version__,
     )
+
+
+def shorten(number: int) -> str:
+    """To three digits: "12.3k"."""
+    size, units = float(number), iter("kMGT")
+    unit = ""
+    while size >= 999.5:
+        size, unit = size / 1000, next(units)
+    return f"{float(f'{size:.3g}'):g}{unit}"
 
 
 def plot_timeline(summary: Summary) -> Plot:
@@ -104,13 +120,11 @@ def plot_timeline(summary: Summary) -> Plot:
 
 
 def find_top(most: int) -> int:
-    """The next higher of 2, 4, 10, 20, 40, 100 and so on: half of it is a whole number too."""
+    """Of an axis: not less."""
     size = 1
-    while True:
-        for digit in NICE:
-            if 2 * digit * size >= most:
-                return 2 * digit * size
+    while most > TOPS[-1] * size:
         size *= 10
+    return next(top * size for top in TOPS if top * size >= most)
 
 
 def plot_peers(summary: Summary) -> list[tuple[str, int, list[Bar]]]:
@@ -146,7 +160,8 @@ def make_matrix(summary: Summary) -> Matrix:
         for peer in peers:
             number = numbers.get((service, peer), 0)
             title = f"{name_key(service)} and {name_key(peer)}: {number}"
-            cells.append(Cell(number, (number / most) ** 0.5 if most else 0.0, title))
+            opacity = PALEST + (DARKEST - PALEST) * (number / most) ** 0.5 if most else PALEST
+            cells.append(Cell(number, opacity, title))
         if any(cell.number for cell in cells):
             rows.append((name_key(service), cells))
     return Matrix([name_key(peer) for peer in peers], rows)

@@ -100,8 +100,8 @@ class Summary:
         self.closed: Counter[bytes] = Counter()
         """By how; b"" where that is not known."""
         self.open_before = self.folded = self.ignored = self.starts = 0
-        """Connections that were open when the watch began, that are told many in one entry, or that rules only
-        count; and how often the daemon was started."""
+        """Connections that were open when the watch began, that are told many in one entry, and that rules
+        only count; and how often the daemon was started."""
         self.unpaired = 0
         """Connections that closed and may have been counted before."""
         self._open: set[int] = set()
