@@ -8,6 +8,7 @@ LIBDIR = $(PREFIX)/lib/tcpwatchd
 UNITDIR = $(PREFIX)/lib/systemd/system
 UNITS = tcpwatchd.service tcpwatchd-trace.service
 MANDIR = $(PREFIX)/share/man
+PAGES = tcpwatchd.8 tcpwatchd.conf.5 tcpwatchd-report.1
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
 COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 DOCDIR = $(PREFIX)/share/doc/tcpwatchd
@@ -49,25 +50,28 @@ $(VENV)/ready: tests/setup tests/requirements.txt
 # Compiled here: the service may not write into it. A configuration that is there stays as it is.
 install:  ## install to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	for file in $$(find tcpwatchd -name '*.py'); do \
+	for file in $$(find tcpwatchd -name '*.py' -o -name '*.html'); do \
 	    install -D -m 644 $$file $(DESTDIR)$(LIBDIR)/$$file || exit 1; \
 	done
 	/usr/bin/python3 -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(LIBDIR)
-	sed 's|@LIBDIR@|$(LIBDIR)|' packaging/tcpwatchd.in > $(DESTDIR)$(PREFIX)/bin/tcpwatchd
-	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd
+	for program in tcpwatchd:tcpwatchd tcpwatchd-report:tcpwatchd.report; do \
+	    target=$(DESTDIR)$(PREFIX)/bin/$${program%:*}; \
+	    sed "s|@LIBDIR@|$(LIBDIR)|; s|@MODULE@|$${program#*:}|" packaging/tcpwatchd.in > $$target && \
+	    chmod 755 $$target || exit 1; \
+	done
 	install -d $(DESTDIR)$(UNITDIR)
 	for unit in $(UNITS); do \
 	    sed 's|/usr/bin/tcpwatchd|$(PREFIX)/bin/tcpwatchd|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; \
 	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit; \
 	done
 	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
-	for page in tcpwatchd.8 tcpwatchd.conf.5; do \
+	for page in $(PAGES); do \
 	    folder=$(DESTDIR)$(MANDIR)/man$${page##*.}; \
 	    install -d $$folder || exit 1; \
 	    sed 's|/usr/share/doc/tcpwatchd|$(DOCDIR)|' packaging/$$page > $$folder/$$page; \
 	    chmod 644 $$folder/$$page; \
 	done
-	install -D -m 644 -t $(DESTDIR)$(COMPLETIONDIR) packaging/completions/tcpwatchd
+	install -D -m 644 -t $(DESTDIR)$(COMPLETIONDIR) packaging/completions/tcpwatchd packaging/completions/tcpwatchd-report
 	for file in $$(cd packaging/examples && find . -name '*.conf'); do \
 	    install -D -m 644 packaging/examples/$$file $(DESTDIR)$(DOCDIR)/examples/$$file || exit 1; \
 	done
@@ -76,9 +80,10 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 
 uninstall:  ## remove what install put there, but a changed configuration; stop and disable the service first
 	rm -rf $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(DOCDIR)/examples
-	rm -f $(DESTDIR)$(PREFIX)/bin/tcpwatchd $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
-	rm -f $(DESTDIR)$(CATALOGDIR)/tcpwatchd.catalog $(DESTDIR)$(COMPLETIONDIR)/tcpwatchd
-	rm -f $(DESTDIR)$(MANDIR)/man8/tcpwatchd.8 $(DESTDIR)$(MANDIR)/man5/tcpwatchd.conf.5
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,tcpwatchd tcpwatchd-report)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(CATALOGDIR)/tcpwatchd.catalog
+	rm -f $(addprefix $(DESTDIR)$(COMPLETIONDIR)/,tcpwatchd tcpwatchd-report)
+	rm -f $(foreach page,$(PAGES),$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page))
 	if cmp -s packaging/tcpwatchd.conf $(CONFIG); then rm $(CONFIG); \
 	elif test -e $(CONFIG); then echo "$(CONFIG) was changed, and stays"; fi
 	for folder in $(DESTDIR)$(LIBDIR) $(DESTDIR)$(DOCDIR) $(CONFIG).d $(dir $(CONFIG)); do \

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tcpwatchd import __version__
 from tests.daemon import PROJECT
 from tests.namespace import run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+FAITHFUL = """
+import sys
+path, root, *sys.argv[1:] = sys.argv[1:]
+exec(open(path).read().replace('path.insert(0, "', f'path.insert(0, "{root}'))
+"""
+"""Runs an installed program whose root is elsewhere."""
 
 
 @pytest.mark.parametrize("prefix", ["/usr", "/usr/local"])
@@ -30,7 +39,11 @@ def test_units_run_what_is_installed_and_nothing_stays(tmp_path: Path, prefix: s
         for folder in (tmp_path / examples, PROJECT / "packaging/examples")
     )
     assert installed == ours
-    assert (share / "bash-completion/completions/tcpwatchd").exists()
+    for program in ("tcpwatchd", "tcpwatchd-report"):
+        assert (share / f"bash-completion/completions/{program}").exists()
+        launcher = tmp_path / prefix[1:] / "bin" / program
+        told = run("/usr/bin/python3", "-I", "-c", FAITHFUL, launcher, tmp_path, "--version").stdout
+        assert told == f"{program} {__version__}\n"
     run("make", "-C", PROJECT, "uninstall", *where)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
     assert not list(tmp_path.rglob("tcpwatchd*"))

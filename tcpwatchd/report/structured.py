@@ -12,7 +12,7 @@ from tcpwatchd.report.timeline import make_timeline
 
 if TYPE_CHECKING:
     from tcpwatchd.report.outline import FirstSeen
-    from tcpwatchd.report.summary import Flow, Summary
+    from tcpwatchd.report.summary import Flow, Scan, Summary
     from tcpwatchd.report.tally import Tally
 
 MOST_STEPS = 200
@@ -22,18 +22,7 @@ def list_values(summary: Summary, first_seen: FirstSeen, faults: list[str], top:
     """Times in UTC, durations in seconds, sizes in bytes; what is not known is null, or absent."""
     timeline = make_timeline(summary, MOST_STEPS)
     return {
-        "since": format_utc(summary.since),
-        "until": format_utc(summary.until),
-        "hosts": {show(host): number for host, number in summary.hosts.most_common(top)},
-        "connections": {"all": summary.connections, **name_directions(summary.directions)},
-        "open_before": summary.open_before,
-        "folded": summary.folded,
-        "ignored": summary.ignored,
-        "closed": {show(how) or "unknown": number for how, number in summary.closed.items()},
-        "bytes": {
-            name: dict(zip(("source", "destination"), sizes))
-            for name, sizes in zip(name_directions(summary.directions), summary.sizes)
-        },
+        **list_totals(summary, top),
         "over_time": {
             "step_seconds": timeline.seconds,
             "steps": [
@@ -55,31 +44,50 @@ def list_values(summary: Summary, first_seen: FirstSeen, faults: list[str], top:
             {"service": show(service) or None, "peer": show(peer), "resets": row[RESETS]}
             for (service, peer), row in summary.pairs.list_reset(top)
         ],
-        "scans": [
-            {
-                "source": show(source),
-                "times": scan.times,
-                "last": format_utc(scan.last),
-                "verified": scan.is_verified,
-                "message": show(scan.message),
-            }
-            for source, scan in summary.scans.items()
-        ],
+        "scans": [list_scan(source, scan) for source, scan in summary.scans.items()],
         "said": [
             {"times": said.times, "last": format_utc(said.last), "message": show(said.message)}
             for said in summary.said.values()
         ],
         "missed": {name.removeprefix("TCPWATCHD_").lower(): number for name, number in summary.sums.items()},
-        "not_counted": {
+        "left_out": {
             "entries_of_other_units": sum(summary.others.values()),
             "malformed_entries": summary.malformed,
-            "scan_sources_left_out": summary.scans_left_out,
+            "scan_sources": summary.scans_left_out,
             "faults": faults,
         },
         "doubtful": {
             "entries_of_unknown_units": summary.unknown_writers,
             "connections_perhaps_counted_twice": summary.unpaired,
         },
+    }
+
+
+def list_totals(summary: Summary, top: int) -> dict[str, Any]:
+    directions = name_directions(summary.directions)
+    return {
+        "since": format_utc(summary.since),
+        "until": format_utc(summary.until),
+        "hosts": {show(host): number for host, number in summary.hosts.most_common(top)},
+        "connections": {"all": summary.connections, **directions},
+        "open_before": summary.open_before,
+        "folded": summary.folded,
+        "ignored": summary.ignored,
+        "closed": {show(how) or "unknown": number for how, number in summary.closed.items()},
+        "bytes": {
+            name: dict(zip(("source", "destination"), sizes))
+            for name, sizes in zip(directions, summary.sizes)
+        },
+    }
+
+
+def list_scan(source: bytes, scan: Scan) -> dict[str, Any]:
+    return {
+        "source": show(source),
+        "times": scan.times,
+        "last": format_utc(scan.last),
+        "verified": scan.is_verified,
+        "message": show(scan.message),
     }
 
 
