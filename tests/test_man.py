@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,15 @@ from tcpwatchd.policy.expression import DEEPEST, SYMBOLS, WORDS
 from tcpwatchd.policy.folding import MOST_GROUPS
 from tcpwatchd.policy.scans import MOST_SCANS
 from tcpwatchd.policy.sources import MOST_SINGLE, MOST_SOURCES
+from tcpwatchd.report.__main__ import MOST_ROWS
+from tcpwatchd.report.summary import MOST_NAMES, MOST_OPEN
 from tests.daemon import Daemon, run_program
 from tests.kept import CONNECTION
 from tests.namespace import run
 
 PACKAGING = Path(__file__).parents[1] / "packaging"
-PATHS = PACKAGING / "tcpwatchd.8", PACKAGING / "tcpwatchd.conf.5"
-PAGE, FILE_PAGE = (path.read_text() for path in PATHS)
+PATHS = PACKAGING / "tcpwatchd.8", PACKAGING / "tcpwatchd.conf.5", PACKAGING / "tcpwatchd-report.1"
+PAGE, FILE_PAGE, REPORT_PAGE = (path.read_text() for path in PATHS)
 EXAMPLES = [
     block.replace("\\e", "\\")
     for page in (PAGE, FILE_PAGE)
@@ -58,6 +61,18 @@ def test_every_flag_and_no_other() -> None:
     synopsis -= switches
     synopsis |= {name.replace("[no-]", no) for name in switches for no in ("", "no-")}
     assert synopsis == flags
+
+
+def test_every_flag_of_the_report() -> None:
+    told = run(sys.executable, "-m", "tcpwatchd.report", "--help", cwd=PACKAGING.parent).stdout
+    flags = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", told))
+    for section in ("SYNOPSIS", "DESCRIPTION"):
+        lines = re.findall(r"^\.(?:Op|It|Fl) .*$", read_section(section, REPORT_PAGE), re.MULTILINE)
+        named = re.findall(r"(?:Fl|\|) (-?[a-z]+)\b", "\n".join(lines))
+        assert {f"-{name}" for name in named} == flags - {"-h"}
+    assert f"{2 * MOST_NAMES:,} names" in REPORT_PAGE
+    assert f"last {MOST_OPEN:,} at least" in REPORT_PAGE
+    assert f"up to {MOST_ROWS}" in REPORT_PAGE
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)

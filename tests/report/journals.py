@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -55,10 +56,12 @@ def write_journal(path: Path, entries: Iterable[bytes]) -> Path:
 def make_connection(
     source: str, destination: str, direction: Direction = "ingress", owner: Owner | None = None, time: int = 0
 ) -> Connection:
-    """Ends as "192.0.2.1:80", of IPv4."""
-    ends = []
-    for text in (source, destination):
-        address, _, port = text.rpartition(":")
-        ends.append(Endpoint(bytes(map(int, address.split("."))) + int(port).to_bytes(2, "big")))
     who = owner or Owner(user=33, unit="nginx.service", name="nginx")
+    ends = make_endpoint(source), make_endpoint(destination)
     return Connection(*ends, direction, TcpState.ESTABLISHED, "trace", time, owner=who)
+
+
+def make_endpoint(text: str) -> Endpoint:
+    """Of "192.0.2.1:80" or "[2001:db8::1]:80"."""
+    address, _, port = text.rpartition(":")
+    return Endpoint(ipaddress.ip_address(address.strip("[]")).packed + int(port).to_bytes(2, "big"))
