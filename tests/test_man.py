@@ -68,7 +68,7 @@ def test_every_flag_of_the_report() -> None:
     flags = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", told))
     for section in ("SYNOPSIS", "DESCRIPTION"):
         lines = re.findall(r"^\.(?:Op|It|Fl) .*$", read_section(section, REPORT_PAGE), re.MULTILINE)
-        named = re.findall(r"(?:Fl|\|) (-?[a-z]+)\b", "\n".join(lines))
+        named = re.findall(r"(?:Fl|[|,]) (-?[a-z]+)\b", "\n".join(lines))
         assert {f"-{name}" for name in named} == flags - {"-h"}
     assert f"{2 * MOST_NAMES:,} names" in REPORT_PAGE
     assert f"last {MOST_OPEN:,} at least" in REPORT_PAGE
