@@ -5,18 +5,27 @@ python -m tests.report.screenshots [FOLDER]
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.daemon import PROJECT
 from tests.namespace import run
 from tests.report.journals import write_journal
 from tests.report.sample import list_entries
 
+if TYPE_CHECKING:
+    import subprocess
+
 FOLDER = PROJECT / "packaging/screenshots"
 CONNECTIONS = 20_000
+MEASURE = """<script>
+document.body.style.width = "{width}px";
+document.body.dataset.width = document.body.scrollWidth;
+</script>"""
+"""A window of Chromium's is 500 pixels wide at least, but for pictures."""
 
 
 class Picture(NamedTuple):
@@ -41,12 +50,34 @@ def make_page(folder: Path) -> Path:
     return page
 
 
-def take(page: Path, picture: Picture, target: Path) -> str:
-    """What Chromium says: its own complaints, and the console of the page."""
+class Seen(NamedTuple):
+    console: list[str]
+    """Errors and warnings of the page."""
+    width: int
+    """Pixels that it takes."""
+    document: str
+    """As the browser understood it."""
+
+
+def look_at(page: Path, picture: Picture, target: Path) -> Seen:
+    """Take the picture, and see what becomes of the page in a window of this size."""
+    shot = browse(page, picture, f"--screenshot={target}")
+    # To measure it takes a script, which the page itself forbids.
+    measured = page.with_name("measured.html")
+    measured.write_text(
+        re.sub("<meta http-equiv.*>", "", page.read_text()) + MEASURE.format(width=picture.width)
+    )
+    document = browse(measured, picture, "--dump-dom").stdout
+    (width,) = re.findall('data-width="([0-9]+)"', document)
+    console = [line for line in shot.stderr.splitlines() if "CONSOLE" in line]
+    return Seen(console, int(width), document)
+
+
+def browse(page: Path, picture: Picture, action: str) -> subprocess.CompletedProcess[str]:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    size = f"--window-size={picture.width},{picture.height}"
-    dark = ["--force-dark-mode"] * picture.dark
-    return run("chromium", *flags, *dark, size, f"--screenshot={target}", page.as_uri()).stderr
+    if picture.dark:
+        flags.append("--force-dark-mode")
+    return run("chromium", *flags, f"--window-size={picture.width},{picture.height}", action, page.as_uri())
 
 
 if __name__ == "__main__":
@@ -55,4 +86,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         made = make_page(Path(scratch))
         for one in PICTURES:
-            take(made, one, into / f"{one.name}.png")
+            look_at(made, one, into / f"{one.name}.png")
