@@ -77,7 +77,14 @@ def browse(page: Path, picture: Picture, action: str) -> subprocess.CompletedPro
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
     if picture.dark:
         flags.append("--force-dark-mode")
-    return run("chromium", *flags, f"--window-size={picture.width},{picture.height}", action, page.as_uri())
+    return run(
+        "chromium",
+        *flags,
+        f"--window-size={picture.width},{picture.height}",
+        action,
+        page.as_uri(),
+        timeout=60,
+    )
 
 
 if __name__ == "__main__":
