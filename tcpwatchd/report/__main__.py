@@ -23,7 +23,7 @@ from tcpwatchd.report.summary import Summary
 from tcpwatchd.report.tally import count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 MOST_ROWS = 1_000
 COLLECT_AFTER = 50_000
@@ -98,7 +98,7 @@ def print_error(text: str) -> None:
 
 def make_report(arguments: Sequence[str]) -> None:
     """Raises Failure, OSError and ImportError."""
-    given = make_parser().parse_intermixed_args(arguments)
+    given = make_parser().parse_intermixed_args(list(join_times(arguments)))
     words = list(given.filter)
     if given.boot is not None and not is_boot(given.boot):
         words.insert(0, given.boot)  # -b alone, before a filter
@@ -129,6 +129,15 @@ def make_report(arguments: Sequence[str]) -> None:
         add(written, fields)
     first_seen = find_first_seen(summary, journals, given.top)
     write(given, summary, first_seen, journals.faults)
+
+
+def join_times(arguments: Sequence[str]) -> Iterator[str]:
+    """A time can begin with "-", which argparse takes only from behind a "="."""
+    words = iter(arguments)
+    for word in words:
+        time_follows = word in ("--since", "--until")
+        following = next(words, None) if time_follows else None
+        yield word if following is None else f"{word}={following}"
 
 
 def check_form(given: argparse.Namespace) -> None:

@@ -110,7 +110,7 @@ class Summary:
         self.scans: dict[bytes, Scan] = {}
         self.scans_left_out = 0
         self.said: dict[bytes, Said] = {}
-        self.sums: Counter[str] = Counter()
+        self.sums = Counter(dict.fromkeys(SUMS, 0))
         self.hosts: Counter[bytes] = Counter()
         self.others: Counter[bytes] = Counter()
         """Entries by units that are not the daemon's."""

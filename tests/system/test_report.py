@@ -33,7 +33,7 @@ def container() -> Iterator[Container]:
     with Container("bookworm", traced=True, more=REPORT) as booted:
         install(booted.root)
         (booted.root / "var/log/journal").mkdir(exist_ok=True)
-        write_settings(booted, "report", "[Watch]\nReport=both\nTraceBuffer=4M\n")
+        write_settings(booted, "report", "[Watch]\nReport=both\n[Trace]\nTraceBuffer=4M\n")
         booted.boot()
         booted.run("systemctl", "start", "tcpwatchd")
         load = [sys.executable, "-m", "tests.report.load", str(MANY), str(RATE), *map(str, PORTS)]
