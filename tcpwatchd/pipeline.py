@@ -16,6 +16,7 @@ from tcpwatchd.kernel.counters import read_counters
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.output import event
+from tcpwatchd.output.metrics import format_metrics
 from tcpwatchd.output.outbox import MICROSECOND, RETRY, Outbox
 from tcpwatchd.policy.policy import Policy, Selection
 from tcpwatchd.policy.scans import Scans
@@ -89,7 +90,8 @@ class Pipeline:
         """Whether the trace has been read since the snapshot before."""
         self._drain_failing = self._counters_failing = self._owners_failing = self._resets_failing = False
         """Whether each could not be read when it was last tried."""
-        self._owners_failed_since_poll, self._resets_unread, self._settled_at = False, False, 0
+        self._owners_failed_since_poll = self._resets_unread = self._metrics_failing = False
+        self._settled_at = 0
         self._drained_whole = True
         """Whether the last drain left nothing behind that was older than it."""
         self._lost_unreported = 0
@@ -456,6 +458,31 @@ class Pipeline:
                 self.report(event.connections_missed(*missed, now()))
             self._totals["missed_inbound"] += missed.inbound
             self._totals["missed_outbound"] += missed.outbound
+
+    def write_metrics(self, others: dict[str, dict[str, float]], failed_polls: int) -> None:
+        """`others` are those that the loop knows, as in `format_metrics`. A failure is reported once, and when
+        it is over.
+        """
+        if not self._store.enabled:
+            return
+        samples = {
+            **others,
+            **self.outbox.measured.samples,
+            "trace_up": {"": int(self._trace is not None and not self.trace_in_trouble)},
+            "open_sockets": {"": self.open},
+            "entries_waiting": {"": len(self.outbox.waiting)},
+        }
+        text = format_metrics({**self.totals, "failed_polls": failed_polls}, samples)
+        try:
+            self._store.write_metrics(text.encode())
+        except OSError as error:
+            if not self._metrics_failing:
+                self.report(event.metrics_failed(describe(error), now()))
+            self._metrics_failing = True
+        else:
+            if self._metrics_failing:
+                self.report(event.metrics_recovered(now()))
+            self._metrics_failing = False
 
     @property
     def totals(self) -> dict[str, int]:

@@ -94,6 +94,8 @@ class Watch:
         """Whether something was written since the status was told."""
         self._polled_at = -math.inf
         """When the last poll ended."""
+        self._started = self._polled_time = time.time()
+        """When it was started, and last polled, in seconds since the epoch."""
         self._stopping = False
         self._failed_polls = self._failed_polls_in_a_row = 0
         self.hung_up = False
@@ -114,6 +116,7 @@ class Watch:
         self._pipeline.poll()
         self._set_next_poll()
         self._notifier.ready(self._status())
+        self._write_metrics()
         while not self._is_asked_to_stop():
             self._notifier.feed_watchdog()
             self._send()
@@ -199,6 +202,17 @@ class Watch:
         self._polled_at = time.monotonic()
         self._set_next_poll()
         self._notify_status()
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        others: dict[str, dict[str, float]] = {
+            "build_info": {__version__: 1},
+            "start_time_seconds": {"": self._started},
+        }
+        if not self._failed_polls_in_a_row:
+            self._polled_time = time.time()
+        others["last_poll_timestamp_seconds"] = {"": self._polled_time}
+        self._pipeline.write_metrics(others, self._failed_polls)
 
     def _check(self) -> None:
         """If no poll did it for some time."""

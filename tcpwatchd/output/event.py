@@ -32,6 +32,8 @@ TRACE_USED = "c6b1acaa360f4e4ba605a1004cc17cda"
 TRACE_UNAVAILABLE = "ca3cf4249c674d2e80d6963943e7a99d"
 BASELINE_UNUSABLE = "f6b3130240b040f4936564f49f36862e"
 KEEPING_FAILED = "41e7ebd032d34ec3ae2087f330ce17d9"
+METRICS_FAILED = "b3f1d0b7a2c94b44a1d4fb7c6c2a3c0e"
+METRICS_RECOVERED = "4f0f5a8d0d764d8dbd8a0a5a0e6f6b1d"
 KEEPING_RECOVERED = "40ee1956c6094f458d88ad444b807bad"
 TRACE_GAP = "a6a0151d221745bfafe31da4f21d546d"
 RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
@@ -108,16 +110,13 @@ def connection_opened(connection: Connection, opened: int, with_owner: bool = Fa
 
 
 def connection_closed(closed: Closed, opened: int, ended: int, with_owner: bool = False) -> Event:
-    """Times in microseconds since the epoch. `with_owner`: the message ends with it, and with sums.
-
-    Of a connection that was open before the watch began nobody knows how long it was.
-    """
-    connection, time = closed[:2]
+    """Times in microseconds since the epoch. `with_owner`: the message ends with it, and with sums."""
+    connection = closed.connection
     named = "Connection closed", CONNECTION_CLOSED, "connection-closed"
     fields = list_fields(named, connection, opened, with_owner)
     fields["EVENT_END"] = format_utc(ended)
-    if connection.detected_by != "startup" and time >= connection.time:
-        fields["EVENT_DURATION"] = str(time - connection.time)
+    if closed.duration is not None:
+        fields["EVENT_DURATION"] = str(closed.duration)
     add_closing(fields, closed)
     if with_owner:
         fields["MESSAGE"] += describe_sums(fields)
@@ -444,6 +443,15 @@ def keeping_failed(reason: str, now: int) -> Event:
 
 def keeping_recovered(path: str, now: int) -> Event:
     return _own(now, KEEPING_RECOVERED, NOTICE, f"What is known is kept over a restart again: {path}")
+
+
+def metrics_failed(reason: str, now: int) -> Event:
+    message = f"The metrics cannot be written, will try again: {reason}"
+    return _own(now, METRICS_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def metrics_recovered(now: int) -> Event:
+    return _own(now, METRICS_RECOVERED, NOTICE, "The metrics are written again")
 
 
 def trace_gap(since: int, now: int) -> Event:

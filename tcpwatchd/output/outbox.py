@@ -15,6 +15,7 @@ from tcpwatchd.output.event import (
     connections_closed,
     connections_opened,
 )
+from tcpwatchd.output.metrics import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,6 +57,7 @@ class Outbox:
         """Those of both kinds that were reported many in one entry."""
         self.written_folded_startup = 0
         """Among them those that had been open before."""
+        self.measured = Measured()
         self._events = self._entries = self._lost = 0
         self.stuck = False
         """Whether the sink took nothing although something waits."""
@@ -133,8 +135,10 @@ class Outbox:
         self._entries += 1
         if isinstance(item, Connection):
             self.written[item.detected_by] += 1
+            self.measured.add(item)
         elif isinstance(item, Closed):
             self.written_closed += 1
+            self.measured.add(item)
         elif isinstance(item.first, Connection):
             self.written_folded += item.number
             self.written_folded_startup += item.number * (item.first.detected_by == "startup")

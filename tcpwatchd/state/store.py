@@ -33,6 +33,8 @@ MARK_BODY = struct.Struct("=QQQ")
 MOST_LOG = 64 << 20
 """Bytes of a log after which nothing more is logged until the next baseline."""
 MICROSECOND = 1000
+METRICS_FOLDER, METRICS = "metrics", "tcpwatchd.prom"
+"""A folder of its own, which others may look into though not into the one around it."""
 
 
 class Log(NamedTuple):
@@ -100,6 +102,22 @@ class Store:
         self.close()
         self._log, self._size, self._generation = log, len(head), generation
         self._remove_old_logs()
+
+    def write_metrics(self, text: bytes) -> None:
+        """Replace the file of metrics in one step; anybody who gets to it may read it."""
+        if not self.enabled:
+            return
+        folder = self._path(METRICS_FOLDER)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+            os.chmod(folder, 0o755)
+        name = f"{METRICS_FOLDER}/{METRICS}"
+        descriptor = self._write_new(f"{name}.new", text)
+        try:
+            os.fchmod(descriptor, 0o644)
+        finally:
+            os.close(descriptor)
+        os.replace(self._path(f"{name}.new"), self._path(name))
 
     def _write_new(self, name: str, text: bytes) -> int:
         """A new file with this text, open. Raises OSError with the file's name, and leaves none then."""
