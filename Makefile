@@ -5,8 +5,9 @@ PYTHON = python3
 SOAK = tests/tracking/test_histories.py tests/state/test_recovery.py tests/policy/test_scans.py tests/kernel/test_pages.py tests/kernel/test_resets.py tests/kernel/test_btf.py tests/kernel/test_probe_pages.py tests/test_fuzz.py tests/test_proof.py tests/system/test_faults.py
 VENV = .venv
 LIBDIR = $(PREFIX)/lib/tcpwatchd
+LIBEXECDIR = $(PREFIX)/libexec
 UNITDIR = $(PREFIX)/lib/systemd/system
-UNITS = tcpwatchd.service tcpwatchd-trace.service
+UNITS = tcpwatchd.service tcpwatchd-trace.service tcpwatchd-metrics.service tcpwatchd-metrics.socket
 MANDIR = $(PREFIX)/share/man
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
 COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
@@ -35,7 +36,7 @@ lint: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs:  ## make what is made of the table of settings: the configuration file, parts of the man pages, completion
+docs:  ## make what is made of the tables of settings and metrics: the configuration file, parts of the man pages, completion
 	PYTHONPATH=. $(PYTHON) packaging/settings.py
 
 bench: $(VENV)/ready  ## measure beside peers, as root; ARGS names some of the benchmarks
@@ -55,9 +56,13 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	/usr/bin/python3 -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(LIBDIR)
 	sed 's|@LIBDIR@|$(LIBDIR)|' packaging/tcpwatchd.in > $(DESTDIR)$(PREFIX)/bin/tcpwatchd
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/tcpwatchd
+	install -d $(DESTDIR)$(LIBEXECDIR)
+	sed 's|/usr/lib/tcpwatchd|$(LIBDIR)|' packaging/tcpwatchd-metrics > $(DESTDIR)$(LIBEXECDIR)/tcpwatchd-metrics
+	chmod 755 $(DESTDIR)$(LIBEXECDIR)/tcpwatchd-metrics
 	install -d $(DESTDIR)$(UNITDIR)
 	for unit in $(UNITS); do \
-	    sed 's|/usr/bin/tcpwatchd|$(PREFIX)/bin/tcpwatchd|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; \
+	    sed -e 's|/usr/bin/tcpwatchd|$(PREFIX)/bin/tcpwatchd|' -e 's|/usr/libexec|$(LIBEXECDIR)|' \
+	        systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; \
 	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit; \
 	done
 	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
@@ -76,7 +81,8 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 
 uninstall:  ## remove what install put there, but a changed configuration; stop and disable the service first
 	rm -rf $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(DOCDIR)/examples
-	rm -f $(DESTDIR)$(PREFIX)/bin/tcpwatchd $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	rm -f $(DESTDIR)$(PREFIX)/bin/tcpwatchd $(DESTDIR)$(LIBEXECDIR)/tcpwatchd-metrics
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
 	rm -f $(DESTDIR)$(CATALOGDIR)/tcpwatchd.catalog $(DESTDIR)$(COMPLETIONDIR)/tcpwatchd
 	rm -f $(DESTDIR)$(MANDIR)/man8/tcpwatchd.8 $(DESTDIR)$(MANDIR)/man5/tcpwatchd.conf.5
 	if cmp -s packaging/tcpwatchd.conf $(CONFIG); then rm $(CONFIG); \

@@ -18,10 +18,23 @@ if TYPE_CHECKING:
 def test_units_run_what_is_installed_and_nothing_stays(tmp_path: Path, prefix: str) -> None:
     where = (f"DESTDIR={tmp_path}", f"PREFIX={prefix}")
     run("make", "-C", PROJECT, "install", *where)
-    units = (tmp_path / prefix[1:] / "lib/systemd/system").iterdir()
+    units = list((tmp_path / prefix[1:] / "lib/systemd/system").iterdir())
+    assert {unit.name for unit in units} == {
+        path.name for path in (PROJECT / "systemd").iterdir() if path.suffix in (".service", ".socket")
+    }
     commands = [line for unit in units for line in unit.read_text().splitlines() if "bin/tcpwatchd " in line]
     assert len(commands) == 4
     assert all(f"{prefix}/bin/tcpwatchd " in line for line in commands)
+    (exporter,) = [
+        line.partition("=")[2]
+        for unit in units
+        for line in unit.read_text().splitlines()
+        if line.startswith("ExecStart=") and "libexec" in line
+    ]
+    assert exporter == f"{prefix}/libexec/tcpwatchd-metrics"
+    program = tmp_path / exporter[1:]
+    assert program.stat().st_mode & 0o777 == 0o755
+    assert f'"{prefix}/lib/tcpwatchd"' in program.read_text()
     share = tmp_path / prefix[1:] / "share"
     page = (share / "man/man5/tcpwatchd.conf.5").read_text()
     (examples,) = re.findall(r"^\.It Pa /(.*/examples)$", page, re.MULTILINE)

@@ -10,6 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "tcpwatchd"
 WORDS = {"connection", "failure"}
 """What every stage may import, beside the modules of its own folder."""
+PROGRAMS = {"exporter"}
+"""Folders of programs of their own: no stage, imported by none, and importing none."""
 FOLDERS = {"kernel", "tracking", "policy", "owners", "output", "state", "service", "config"}
 MORE = {
     "kernel.reader": {"clock"},
@@ -22,6 +24,8 @@ MORE = {
     "config.flags": {"__version__", "policy"},
     "state.baseline": {"output.event", "policy", "tracking.closings"},
     "state.recovery": {"clock", "kernel", "tracking", "policy", "owners", "output"},
+    "exporter.__main__": {"failure", "exporter"},
+    "exporter.server": {"failure", "exporter"},
     "pipeline": {"clock", *WORDS, *FOLDERS - {"service", "config"}},
     "watch": {"__version__", "clock", "failure", "kernel.trace", "output", "pipeline", "service"},
     "__main__": {"clock", "failure", "pipeline", "watch", *FOLDERS},
@@ -35,7 +39,7 @@ PURE = ("tracking.tracker", "tracking.comparison", "tracking.audit", "tracking.c
         "kernel.pages", "kernel.rows",
         "policy.expression", "policy.rules", "policy.folding", "policy.policy", "policy.scans",
         "policy.sources",
-        "output.event", "state.baseline", "connection", "failure")  # fmt: skip
+        "output.event", "output.metrics", "state.baseline", "connection", "failure")  # fmt: skip
 LONGEST = 50
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -62,7 +66,7 @@ def find_imports(tree: ast.Module) -> set[str]:
 def test_the_folders_are_the_stages() -> None:
     assert {
         path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"
-    } == FOLDERS
+    } == FOLDERS | PROGRAMS
     assert not (PACKAGE.parent / "systemd" / "__init__.py").exists()
 
 
@@ -74,7 +78,20 @@ def test_imports(module: str) -> None:
     assert foreign == set()
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__main__"}))
+def test_other_programs_share_nothing_with_the_stages() -> None:
+    for module in MODULES:
+        folder = module.partition(".")[0]
+        if folder in PROGRAMS:
+            assert {name.partition(".")[0] for name in find_imports(parse(module))} <= {
+                folder,
+                "failure",
+                "__version__",
+            }
+        else:
+            assert {name.partition(".")[0] for name in find_imports(parse(module))}.isdisjoint(PROGRAMS)
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not name.endswith("__main__")))
 def test_only_the_entry_point_reads_arguments_and_environment(module: str) -> None:
     names = {f"{n.value.id}.{n.attr}" for n in ast.walk(parse(module))
              if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}  # fmt: skip

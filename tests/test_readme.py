@@ -69,6 +69,7 @@ def test_every_message_is_explained() -> None:
         event.owners_failed("R", 0),
         event.rows_malformed([b"", b""], 0),
         event.keeping_failed("R", 0),
+        event.metrics_failed("R", 0),
         event.baseline_unusable("R", 0),
         event.watch_failed("R", 0),
         event.scans_unfollowed(2, 0),

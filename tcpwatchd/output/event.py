@@ -32,9 +32,9 @@ TRACE_USED = "c6b1acaa360f4e4ba605a1004cc17cda"
 TRACE_UNAVAILABLE = "ca3cf4249c674d2e80d6963943e7a99d"
 BASELINE_UNUSABLE = "f6b3130240b040f4936564f49f36862e"
 KEEPING_FAILED = "41e7ebd032d34ec3ae2087f330ce17d9"
-METRICS_FAILED = "b3f1d0b7a2c94b44a1d4fb7c6c2a3c0e"
-METRICS_RECOVERED = "4f0f5a8d0d764d8dbd8a0a5a0e6f6b1d"
 KEEPING_RECOVERED = "40ee1956c6094f458d88ad444b807bad"
+METRICS_FAILED = "fc7f49e5f4764cf68e43734ce13754bf"
+METRICS_RECOVERED = "6603eaf922df44a190cfeed54e977885"
 TRACE_GAP = "a6a0151d221745bfafe31da4f21d546d"
 RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
 TRACE_FAILED = "1fe90731c0b14de9810cd0dd1ebbc1c4"
@@ -115,8 +115,9 @@ def connection_closed(closed: Closed, opened: int, ended: int, with_owner: bool 
     named = "Connection closed", CONNECTION_CLOSED, "connection-closed"
     fields = list_fields(named, connection, opened, with_owner)
     fields["EVENT_END"] = format_utc(ended)
-    if closed.duration is not None:
-        fields["EVENT_DURATION"] = str(closed.duration)
+    duration = closed.duration
+    if duration is not None:
+        fields["EVENT_DURATION"] = str(duration)
     add_closing(fields, closed)
     if with_owner:
         fields["MESSAGE"] += describe_sums(fields)
