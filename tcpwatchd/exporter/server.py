@@ -37,7 +37,7 @@ IDLE = 300.0
 """Seconds without a connection after which the program ends."""
 LINGER = 1.0
 """Seconds that it goes on without a file: what starts more often systemd takes for a loop, and gives up."""
-LOOK_EVERY = 1.0
+LOOK_EVERY = 0.1
 """Seconds between two looks at what is open, while anything is."""
 NOTHING = b"No metrics: tcpwatchd does not run, or was started a moment ago. Ask again.\n"
 
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
 
 
 class Server(ThreadingMixIn, HTTPServer):
-    """`listeners` are sockets that listen, `path` is the file; `idle` as IDLE.
+    """`listeners` are sockets that listen, `path` is the file; `idle` and `patience` as above, in seconds.
 
     A thread a connection, so whoever is slow keeps nobody else from being served.
     """
@@ -58,10 +58,13 @@ class Server(ThreadingMixIn, HTTPServer):
     block_on_close = False
     timeout = 0.0
 
-    def __init__(self, listeners: Sequence[socket.socket], path: str, idle: float = IDLE) -> None:
+    def __init__(
+        self, listeners: Sequence[socket.socket], path: str, idle: float = IDLE, patience: float = PATIENCE
+    ) -> None:
         super().__init__(listeners[0].getsockname(), Handler, bind_and_activate=False)
         self.socket.close()
-        self._listeners, self._path, self._idle = listeners, path, idle
+        self._listeners, self._path = listeners, path
+        self._idle, self._patience = idle, patience
         self._open: dict[socket.socket, float] = {}
         """When each is cut, in seconds of CLOCK_MONOTONIC; the oldest comes first."""
         self._lock = threading.Lock()
@@ -92,7 +95,7 @@ class Server(ThreadingMixIn, HTTPServer):
         with self._lock:
             if len(self._open) >= MOST:
                 self._hang_up(next(iter(self._open)))
-            self._open[request] = time.monotonic() + PATIENCE
+            self._open[request] = time.monotonic() + self._patience
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -144,17 +147,17 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     server_version = "tcpwatchd"
     sys_version = ""
-    request_version = ""
-    command = ""
+    default_request_version = request_version = "HTTP/1.0"
+    command = requestline = ""
 
     def handle(self) -> None:
         head = read_head(self.connection)
-        if len(head) > MOST_HEAD:
-            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif is_whole(head):
+        if is_whole(head):
             self.rfile.close()
             self.rfile = io.BytesIO(head)
             self.handle_one_request()
+        elif len(head) >= MOST_HEAD:
+            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_WR)
         left = MOST_REST
@@ -199,10 +202,10 @@ def plain(status: HTTPStatus, text: bytes) -> Answer:
 
 
 def read_head(connection: socket.socket) -> bytes:
-    """Of a request: until it is whole, too long, or nothing more comes."""
+    """Of a request: until it is whole, too long, or nothing more comes. There can be something behind it."""
     head = b""
-    while not is_whole(head) and len(head) <= MOST_HEAD:
-        more = connection.recv(MOST_HEAD + 1 - len(head))
+    while not is_whole(head) and len(head) < MOST_HEAD:
+        more = connection.recv(MOST_HEAD - len(head))
         if not more:
             break
         head += more
