@@ -156,10 +156,10 @@ def test_a_histogram_is_cumulative_and_its_sum_exact(values: list[int]) -> None:
     )
     samples = parse(text + "\n")["x_seconds"].samples
     counts = {}
-    for (name, labels), value in samples.items():
+    for (name, labels), number in samples.items():
         assert dict(labels)["a"] == "b"
         if name == "x_seconds_bucket":
-            counts[float(dict(labels)["le"])] = value
+            counts[float(dict(labels)["le"])] = number
     assert list(counts) == [*DURATIONS, float("inf")]
     assert list(counts.values()) == sorted(counts.values())
     for bound, at_most in counts.items():
