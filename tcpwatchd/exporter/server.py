@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import ThreadingMixIn
+from http.server import BaseHTTPRequestHandler
+from socketserver import BaseServer, TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpwatchd.failure import describe
@@ -48,7 +48,7 @@ class Answer(NamedTuple):
     text: bytes
 
 
-class Server(ThreadingMixIn, HTTPServer):
+class Server(ThreadingMixIn, TCPServer):
     """`listeners` are sockets that listen, `path` is the file; `idle` and `patience` as above, in seconds.
 
     A thread a connection, so whoever is slow keeps nobody else from being served.
@@ -61,8 +61,8 @@ class Server(ThreadingMixIn, HTTPServer):
     def __init__(
         self, listeners: Sequence[socket.socket], path: str, idle: float = IDLE, patience: float = PATIENCE
     ) -> None:
-        super().__init__(listeners[0].getsockname(), Handler, bind_and_activate=False)
-        self.socket.close()
+        # Not that of a TCPServer: it makes a socket, which the service may not.
+        BaseServer.__init__(self, listeners[0].getsockname(), Handler)
         self._listeners, self._path = listeners, path
         self._idle, self._patience = idle, patience
         self._open: dict[socket.socket, float] = {}
