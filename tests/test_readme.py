@@ -29,6 +29,8 @@ IN_MACHINES = ("Who", "How long, how much")
 """Run in a virtual machine (tests/system/test_machine.py), whose kernel tells of owners and of bytes."""
 WITH_FAIL2BAN = ("Port scans",)
 """Run beside it (tests/system/test_fail2ban.py)."""
+WITH_METRICS = ("Metrics",)
+"""Run by tests/system/test_metrics_service.py, and what is for node_exporter beside it."""
 
 
 def read_blocks(section: str) -> list[list[str]]:
@@ -48,7 +50,7 @@ def test_each_shell_block_is_run() -> None:
     others = README.split("\n## Install\n")[0] + README.split("\n## Flags\n")[1]
     assert re.findall(r"^```sh\n(.*?)\n```", others, re.MULTILINE) == ["make run", "make test"]
     assert README.count("```sh\n") == 2 + sum(
-        len(read_blocks(section)) for section in (*RUN, *IN_MACHINES, *WITH_FAIL2BAN)
+        len(read_blocks(section)) for section in (*RUN, *IN_MACHINES, *WITH_FAIL2BAN, *WITH_METRICS)
     )
 
 
