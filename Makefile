@@ -5,7 +5,7 @@ PYTHON = python3
 SOAK = tests/tracking/test_histories.py tests/state/test_recovery.py tests/policy/test_scans.py tests/kernel/test_pages.py tests/kernel/test_resets.py tests/kernel/test_btf.py tests/kernel/test_probe_pages.py tests/test_fuzz.py tests/test_proof.py tests/system/test_faults.py
 VENV = .venv
 LIBDIR = $(PREFIX)/lib/tcpwatchd
-LIBEXECDIR = $(PREFIX)/libexec
+LIBEXECDIR = $(PREFIX)/libexec/tcpwatchd
 UNITDIR = $(PREFIX)/lib/systemd/system
 UNITS = tcpwatchd.service tcpwatchd-trace.service tcpwatchd-metrics.service tcpwatchd-metrics.socket
 MANDIR = $(PREFIX)/share/man
@@ -61,7 +61,7 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/tcpwatchd-metrics
 	install -d $(DESTDIR)$(UNITDIR)
 	for unit in $(UNITS); do \
-	    sed -e 's|/usr/bin/tcpwatchd|$(PREFIX)/bin/tcpwatchd|' -e 's|/usr/libexec|$(LIBEXECDIR)|' \
+	    sed -e 's|/usr/bin/tcpwatchd|$(PREFIX)/bin/tcpwatchd|' -e 's|/usr/libexec/tcpwatchd|$(LIBEXECDIR)|' \
 	        systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; \
 	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit; \
 	done
@@ -80,9 +80,8 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	test -e $(CONFIG) || install -D -m 644 packaging/tcpwatchd.conf $(CONFIG)
 
 uninstall:  ## remove what install put there, but a changed configuration; stop and disable the service first
-	rm -rf $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(DOCDIR)/examples
-	rm -f $(DESTDIR)$(PREFIX)/bin/tcpwatchd $(DESTDIR)$(LIBEXECDIR)/tcpwatchd-metrics
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	rm -rf $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(DOCDIR)/examples
+	rm -f $(DESTDIR)$(PREFIX)/bin/tcpwatchd $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
 	rm -f $(DESTDIR)$(CATALOGDIR)/tcpwatchd.catalog $(DESTDIR)$(COMPLETIONDIR)/tcpwatchd
 	rm -f $(DESTDIR)$(MANDIR)/man8/tcpwatchd.8 $(DESTDIR)$(MANDIR)/man5/tcpwatchd.conf.5
 	if cmp -s packaging/tcpwatchd.conf $(CONFIG); then rm $(CONFIG); \

@@ -31,7 +31,7 @@ def test_units_run_what_is_installed_and_nothing_stays(tmp_path: Path, prefix: s
         for line in unit.read_text().splitlines()
         if line.startswith("ExecStart=") and "libexec" in line
     ]
-    assert exporter == f"{prefix}/libexec/tcpwatchd-metrics"
+    assert exporter == f"{prefix}/libexec/tcpwatchd/tcpwatchd-metrics"
     program = tmp_path / exporter[1:]
     assert program.stat().st_mode & 0o777 == 0o755
     assert f'"{prefix}/lib/tcpwatchd"' in program.read_text()
