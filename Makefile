@@ -5,8 +5,9 @@ PYTHON = python3
 SOAK = tests/tracking/test_histories.py tests/state/test_recovery.py tests/policy/test_scans.py tests/kernel/test_pages.py tests/kernel/test_resets.py tests/kernel/test_btf.py tests/kernel/test_probe_pages.py tests/test_fuzz.py tests/test_proof.py tests/system/test_faults.py
 VENV = .venv
 LIBDIR = $(PREFIX)/lib/tcpwatchd
+LIBEXECDIR = $(PREFIX)/libexec/tcpwatchd
 UNITDIR = $(PREFIX)/lib/systemd/system
-UNITS = tcpwatchd.service tcpwatchd-trace.service
+UNITS = tcpwatchd.service tcpwatchd-trace.service tcpwatchd-metrics.service tcpwatchd-metrics.socket
 MANDIR = $(PREFIX)/share/man
 PAGES = tcpwatchd.8 tcpwatchd.conf.5 tcpwatchd-report.1
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
@@ -36,7 +37,7 @@ lint: $(VENV)/ready  ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs:  ## make what is made of the table of settings: the configuration file, parts of the man pages, completion
+docs:  ## make what is made of the tables of settings and metrics: the configuration file, parts of the man pages, completion
 	PYTHONPATH=. $(PYTHON) packaging/settings.py
 
 bench: $(VENV)/ready  ## measure beside peers, as root; ARGS names some of the benchmarks
@@ -59,9 +60,13 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	    sed "s|@LIBDIR@|$(LIBDIR)|; s|@MODULE@|$${program#*:}|" packaging/tcpwatchd.in > $$target && \
 	    chmod 755 $$target || exit 1; \
 	done
+	install -d $(DESTDIR)$(LIBEXECDIR)
+	sed 's|/usr/lib/tcpwatchd|$(LIBDIR)|' packaging/tcpwatchd-metrics > $(DESTDIR)$(LIBEXECDIR)/tcpwatchd-metrics
+	chmod 755 $(DESTDIR)$(LIBEXECDIR)/tcpwatchd-metrics
 	install -d $(DESTDIR)$(UNITDIR)
 	for unit in $(UNITS); do \
-	    sed 's|/usr/bin/tcpwatchd|$(PREFIX)/bin/tcpwatchd|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; \
+	    sed -e 's|/usr/bin/tcpwatchd|$(PREFIX)/bin/tcpwatchd|' -e 's|/usr/libexec/tcpwatchd|$(LIBEXECDIR)|' \
+	        systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit; \
 	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit; \
 	done
 	install -D -m 644 -t $(DESTDIR)$(CATALOGDIR) systemd/tcpwatchd.catalog
@@ -72,14 +77,14 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	    chmod 644 $$folder/$$page; \
 	done
 	install -D -m 644 -t $(DESTDIR)$(COMPLETIONDIR) packaging/completions/tcpwatchd packaging/completions/tcpwatchd-report
-	for file in $$(cd packaging/examples && find . -name '*.conf'); do \
+	for file in $$(cd packaging/examples && find . -type f); do \
 	    install -D -m 644 packaging/examples/$$file $(DESTDIR)$(DOCDIR)/examples/$$file || exit 1; \
 	done
 	install -d $(CONFIG).d
 	test -e $(CONFIG) || install -D -m 644 packaging/tcpwatchd.conf $(CONFIG)
 
 uninstall:  ## remove what install put there, but a changed configuration; stop and disable the service first
-	rm -rf $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(DOCDIR)/examples
+	rm -rf $(DESTDIR)$(LIBDIR)/tcpwatchd $(DESTDIR)$(LIBEXECDIR) $(DESTDIR)$(DOCDIR)/examples
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,tcpwatchd tcpwatchd-report)
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS)) $(DESTDIR)$(CATALOGDIR)/tcpwatchd.catalog
 	rm -f $(addprefix $(DESTDIR)$(COMPLETIONDIR)/,tcpwatchd tcpwatchd-report)

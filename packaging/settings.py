@@ -1,4 +1,4 @@
-"""Writes the table of settings into what it is shipped with: run by `make docs`.
+"""Writes the tables of settings and metrics into what they are shipped with: run by `make docs`.
 
 packaging/tcpwatchd.conf is made whole. Of the man pages and the completion only what stands between two
 comments, `made by "make docs": NAME` and `end of NAME`, is replaced. --check writes nothing, names what is
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tcpwatchd.config.flags import make_parser
 from tcpwatchd.config.settings import RULE_HELP, RULES_SECTION, SECTIONS, SETTINGS
+from tcpwatchd.output.metrics import METRICS, PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,6 +66,7 @@ def make_files() -> dict[Path, str]:
         "synopsis": format_synopsis,
         "options": format_options,
         "words": format_completion,
+        "metrics": format_table_of_metrics,
         **{f"section {name.lower()}": section_formatter(name) for name in SECTIONS},
     }
     made = {PACKAGING / "tcpwatchd.conf": format_configuration()}
@@ -169,6 +171,23 @@ def section_formatter(section: str) -> Callable[[], str]:
         return "\n".join(lines)
 
     return format_section
+
+
+def format_table_of_metrics() -> str:
+    """As tcpwatchd.8 lists them."""
+    lines = []
+    for metric in METRICS:
+        lines.append(f".It Li {PREFIX}{metric.name}")
+        lines.append(f"A {metric.kind}" + ("." if not metric.label else ", by"))
+        if metric.label:
+            values = [f".Ql {value} ," for value in metric.values]
+            lines += (
+                [f".Li {metric.label} :", *values[:-1], f"{values[-1][:-1]}."]
+                if values
+                else [f".Li {metric.label} ."]
+            )
+        lines.append(format_text(metric.help))
+    return "\n".join(lines)
 
 
 def format_text(text: str) -> str:

@@ -345,6 +345,12 @@ class Closed(NamedTuple):
     """Payload that each end sent."""
     detected_by: Detection
 
+    @property
+    def duration(self) -> int | None:
+        """Nanoseconds; of one that was open before the watch began nobody knows how long it was."""
+        opened, time = self.connection, self.time
+        return time - opened.time if opened.detected_by != "startup" and time >= opened.time else None
+
 
 class Ignored(NamedTuple):
     """A connection that is not to be reported."""

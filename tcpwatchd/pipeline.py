@@ -16,6 +16,7 @@ from tcpwatchd.kernel.counters import read_counters
 from tcpwatchd.kernel.pages import Decoder
 from tcpwatchd.kernel.tables import Tables
 from tcpwatchd.output import event
+from tcpwatchd.output.metrics import SCAN_TOTALS, format_metrics
 from tcpwatchd.output.outbox import MICROSECOND, RETRY, Outbox
 from tcpwatchd.policy.policy import Policy, Selection
 from tcpwatchd.policy.scans import Scans
@@ -78,8 +79,7 @@ class Pipeline:
         self._scans = Scans(selection.scan, hears_resets=resets is not None)
         self._read_addresses()
         self._audit = Audit()
-        self.outbox = Outbox(sink, message_owner=message_owner)
-        """What waits to be written."""
+        self.outbox = Outbox(sink, message_owner=message_owner, closing=report != "opened")
         tracking = self._tracker, self._audit, self._scans, self._policy, owners, self._closings
         self._stages = Stages(self._tables, *tracking, self.outbox, trace, self._decoder)
         self._recovery = Recovery(store, self._stages)
@@ -89,7 +89,8 @@ class Pipeline:
         """Whether the trace has been read since the snapshot before."""
         self._drain_failing = self._counters_failing = self._owners_failing = self._resets_failing = False
         """Whether each could not be read when it was last tried."""
-        self._owners_failed_since_poll, self._resets_unread, self._settled_at = False, False, 0
+        self._owners_failed_since_poll = self._resets_unread = self._metrics_failing = False
+        self._settled_at = self._most_outbound = 0
         self._drained_whole = True
         """Whether the last drain left nothing behind that was older than it."""
         self._lost_unreported = 0
@@ -384,8 +385,14 @@ class Pipeline:
         if self.outbox.total != before:
             self._recovery.log_written()
 
-    def finish(self, describe_end: Callable[[dict[str, int]], Event], until: float) -> int:
-        """Write what can be written until then, in seconds of CLOCK_MONOTONIC; the rest is kept.
+    def finish(
+        self,
+        describe_end: Callable[[dict[str, int]], Event],
+        until: float,
+        write_metrics: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Write what can be written until then, in seconds of CLOCK_MONOTONIC; the rest is kept. The metrics
+        come between, when all counts are what they will be.
 
         Returns how many connections could be neither written nor kept.
 
@@ -401,6 +408,7 @@ class Pipeline:
         self._report_lost()
         self.settle(everything=True)
         self._send_all(until)
+        write_metrics()
         unreported = 0 if self._store.enabled else self._closings.unreported
         self.report(describe_end({**self.totals, "unreported": unreported}))
         self._send_all(until)
@@ -456,6 +464,40 @@ class Pipeline:
                 self.report(event.connections_missed(*missed, now()))
             self._totals["missed_inbound"] += missed.inbound
             self._totals["missed_outbound"] += missed.outbound
+
+    def write_metrics(self, others: dict[str, dict[str, float]], failed_polls: int) -> None:
+        """A failure is reported once, and when it is over. `others` are those that the loop knows, as in
+        `format_metrics`.
+        """
+        if not self._store.enabled:
+            return
+        try:
+            self._store.write_metrics(self._format_metrics(others, failed_polls).encode())
+        except Exception as error:  # whatever went wrong, connections are reported all the same
+            if not self._metrics_failing:
+                self.report(event.metrics_failed(describe(error), now()))
+            self._metrics_failing = True
+        else:
+            if self._metrics_failing:
+                self.report(event.metrics_recovered(now()))
+            self._metrics_failing = False
+
+    def _format_metrics(self, others: dict[str, dict[str, float]], failed_polls: int) -> str:
+        totals = {**self.totals, "failed_polls": failed_polls, "scanning": self._scans.scanning}
+        # Attempts that fail are taken back, but what is a counter to its readers never falls.
+        self._most_outbound = max(self._most_outbound, totals["opened_outbound"])
+        totals["opened_outbound"] = self._most_outbound
+        if self._scans.limits is None:
+            for name in SCAN_TOTALS:
+                del totals[name]
+        samples = {
+            **others,
+            **self.outbox.measured.samples,
+            "trace_up": {"": int(self._trace is not None and not self.trace_in_trouble)},
+            "open_sockets": {"": self.open},
+            "entries_waiting": {"": len(self.outbox.waiting)},
+        }
+        return format_metrics(totals, samples)
 
     @property
     def totals(self) -> dict[str, int]:

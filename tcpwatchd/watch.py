@@ -94,6 +94,8 @@ class Watch:
         """Whether something was written since the status was told."""
         self._polled_at = -math.inf
         """When the last poll ended."""
+        self._started = self._polled_time = time.time()
+        """When it was started, and last polled, in seconds since the epoch."""
         self._stopping = False
         self._failed_polls = self._failed_polls_in_a_row = 0
         self.hung_up = False
@@ -112,7 +114,10 @@ class Watch:
         elif self._no_trace_reason:
             self._pipeline.report(event.trace_unavailable(self._no_trace_reason, now()))
         self._pipeline.poll()
+        self._polled_time = time.time()
         self._set_next_poll()
+        # First, so that what is ordered after this unit finds them.
+        self._write_metrics()
         self._notifier.ready(self._status())
         while not self._is_asked_to_stop():
             self._notifier.feed_watchdog()
@@ -126,7 +131,8 @@ class Watch:
         if (self._trace is None or self._pipeline.trace_in_trouble) and not self._outbox.full:
             self._poll()
         with self._counting_lost():
-            self.lost_at_end = self._pipeline.finish(self._describe_end, time.monotonic() + LAST_WORDS)
+            until = time.monotonic() + LAST_WORDS
+            self.lost_at_end = self._pipeline.finish(self._describe_end, until, self._write_metrics)
 
     def run_once(self) -> None:
         """Report what is open now. Raises what reading or the sink raises, and Failure if that is stuck."""
@@ -195,10 +201,21 @@ class Watch:
             if self._failed_polls_in_a_row:
                 self._pipeline.report(event.poll_recovered(self._failed_polls_in_a_row, now()))
             self._failed_polls_in_a_row = 0
+            self._polled_time = time.time()
             self._check_at = time.monotonic() + CHECK_EVERY
         self._polled_at = time.monotonic()
         self._set_next_poll()
         self._notify_status()
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        others: dict[str, dict[str, float]] = {
+            "build_info": {__version__: 1},
+            "start_time_seconds": {"": self._started},
+            "last_poll_timestamp_seconds": {"": self._polled_time},
+            "poll_interval_seconds": {"": self._interval},
+        }
+        self._pipeline.write_metrics(others, self._failed_polls)
 
     def _check(self) -> None:
         """If no poll did it for some time."""

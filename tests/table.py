@@ -61,9 +61,10 @@ def replace(path: Path, text: str) -> None:
     new.rename(path)
 
 
-def write_counters(root: Path, inbound: int = 0, outbound: int = 0) -> None:
-    """What was accepted, and what was opened here."""
-    replace(root / "snmp", f"Tcp: ActiveOpens PassiveOpens AttemptFails\nTcp: {outbound} {inbound} 0\n")
+def write_counters(root: Path, inbound: int = 0, outbound: int = 0, failed: int = 0) -> None:
+    """What was accepted, what was opened here, and how many of these attempts failed."""
+    counts = f"{outbound} {inbound} {failed}"
+    replace(root / "snmp", f"Tcp: ActiveOpens PassiveOpens AttemptFails\nTcp: {counts}\n")
     replace(root / "netstat", "TcpExt: SyncookiesSent EmbryonicRsts\nTcpExt: 0 0\n")
 
 

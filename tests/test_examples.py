@@ -17,8 +17,14 @@ from tests.daemon import PROJECT, run_program
 
 FOLDER = PROJECT / "packaging/examples"
 OF_THE_UNIT = "journal-namespace.conf"
+OF_NODE_EXPORTER = "node-exporter.conf"
+"""Tried for good beside it."""
 OF_FAIL2BAN = {f"fail2ban/{folder}/tcpwatchd.conf" for folder in ("action.d", "filter.d", "jail.d")}
 """Tried for good by tests/system/test_fail2ban.py."""
+OF_PROMETHEUS = {
+    f"prometheus/{name}" for name in ("prometheus.yml", "tcpwatchd.rules.yml", "tcpwatchd-dashboard.json")
+}
+"""Tried for good by tests/system/test_prometheus.py."""
 PREFIX, SUBNET = r"\S+ tcpwatchd\[\d+\]: ", r"(?P<subnet>[0-9a-f.:]+(?:/\d+)?)"
 """What fail2ban puts there, in short."""
 SCAN = PortScan(bytes((192, 0, 2, 7)), None, 0, 0, [22], [1, 2, 3], [bytes((10, 0, 0, 5))], False, False, "")
@@ -105,7 +111,7 @@ def pack(address: str, port: int) -> Endpoint:
 
 def test_each_example_is_tried() -> None:
     files = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file()}
-    assert files == {*CASES, OF_THE_UNIT, *OF_FAIL2BAN}
+    assert files == {*CASES, OF_THE_UNIT, OF_NODE_EXPORTER, *OF_FAIL2BAN, *OF_PROMETHEUS}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +137,14 @@ def test_the_one_of_the_unit_sets_the_namespace_alone() -> None:
     unit = ConfigParser()
     unit.read(FOLDER / OF_THE_UNIT)
     assert {name: dict(unit[name]) for name in unit.sections()} == {"Service": {"lognamespace": "tcpwatchd"}}
+
+
+def test_the_one_of_node_exporter_binds_what_the_service_of_metrics_binds() -> None:
+    bound = [
+        re.findall(r"^BindReadOnlyPaths=(.*)$", path.read_text(), re.MULTILINE)
+        for path in (FOLDER / OF_NODE_EXPORTER, PROJECT / "systemd/tcpwatchd-metrics.service")
+    ]
+    assert bound == [["-/run/private/tcpwatchd-state/metrics:/run/tcpwatchd-metrics"]] * 2
 
 
 @pytest.mark.parametrize("name", sorted(OF_FAIL2BAN))

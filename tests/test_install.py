@@ -27,23 +27,36 @@ exec(open(path).read().replace('path.insert(0, "', f'path.insert(0, "{root}'))
 def test_units_run_what_is_installed_and_nothing_stays(tmp_path: Path, prefix: str) -> None:
     where = (f"DESTDIR={tmp_path}", f"PREFIX={prefix}")
     run("make", "-C", PROJECT, "install", *where)
-    units = (tmp_path / prefix[1:] / "lib/systemd/system").iterdir()
+    units = list((tmp_path / prefix[1:] / "lib/systemd/system").iterdir())
+    assert {unit.name for unit in units} == {
+        path.name for path in (PROJECT / "systemd").iterdir() if path.suffix in (".service", ".socket")
+    }
     commands = [line for unit in units for line in unit.read_text().splitlines() if "bin/tcpwatchd " in line]
     assert len(commands) == 4
     assert all(f"{prefix}/bin/tcpwatchd " in line for line in commands)
+    (exporter,) = [
+        line.partition("=")[2]
+        for unit in units
+        for line in unit.read_text().splitlines()
+        if line.startswith("ExecStart=") and "libexec" in line
+    ]
+    assert exporter == f"{prefix}/libexec/tcpwatchd/tcpwatchd-metrics"
+    program = tmp_path / exporter[1:]
+    assert program.stat().st_mode & 0o777 == 0o755
+    assert f'"{prefix}/lib/tcpwatchd"' in program.read_text()
     share = tmp_path / prefix[1:] / "share"
     page = (share / "man/man5/tcpwatchd.conf.5").read_text()
     (examples,) = re.findall(r"^\.It Pa /(.*/examples)$", page, re.MULTILINE)
     installed, ours = (
-        {path.relative_to(folder) for path in folder.rglob("*.conf")}
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         for folder in (tmp_path / examples, PROJECT / "packaging/examples")
     )
     assert installed == ours
-    for program in ("tcpwatchd", "tcpwatchd-report"):
-        assert (share / f"bash-completion/completions/{program}").exists()
-        launcher = tmp_path / prefix[1:] / "bin" / program
+    for name in ("tcpwatchd", "tcpwatchd-report"):
+        assert (share / f"bash-completion/completions/{name}").exists()
+        launcher = tmp_path / prefix[1:] / "bin" / name
         told = run("/usr/bin/python3", "-I", "-c", FAITHFUL, launcher, tmp_path, "--version").stdout
-        assert told == f"{program} {__version__}\n"
+        assert told == f"{name} {__version__}\n"
     run("make", "-C", PROJECT, "uninstall", *where)
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
     assert not list(tmp_path.rglob("tcpwatchd*"))

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "tcpwatchd"
 WORDS = {"connection", "failure"}
 """What every stage may import, beside the modules of its own folder."""
 FOLDERS = {"kernel", "tracking", "policy", "owners", "output", "state", "service", "config"}
-PROGRAMS = {"report"}
-"""Of their own beside the daemon: none of its modules imports them."""
+PROGRAMS = {"exporter", "report"}
+"""Beside the daemon, and of their own: none of its modules imports them, nor one the other."""
 MORE = {
     "kernel.reader": {"clock"},
     "kernel.tables": {"clock"},
@@ -43,7 +43,7 @@ PURE = ("tracking.tracker", "tracking.comparison", "tracking.audit", "tracking.c
         "kernel.pages", "kernel.rows",
         "policy.expression", "policy.rules", "policy.folding", "policy.policy", "policy.scans",
         "policy.sources",
-        "output.event", "state.baseline", "connection", "failure",
+        "output.event", "output.metrics", "state.baseline", "connection", "failure",
         "report.names", "report.tally", "report.summary", "report.outline", "report.structured")  # fmt: skip
 LONGEST = 50
 MODULES = sorted(
@@ -81,6 +81,12 @@ def test_imports(module: str) -> None:
     allowed = MORE.get(module, set()) | (WORDS | {folder} if folder in FOLDERS | PROGRAMS else set())
     foreign = {name for name in find_imports(parse(module)) if not {name, name.partition(".")[0]} & allowed}
     assert foreign == set()
+
+
+def test_other_programs_are_their_own() -> None:
+    for module in MODULES:
+        folder, found = module.partition(".")[0], find_imports(parse(module))
+        assert {name.partition(".")[0] for name in found} & PROGRAMS <= {folder}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])

@@ -16,6 +16,7 @@ from tcpwatchd.config.flags import load, parse_arguments
 from tcpwatchd.config.settings import RULE_HELP, RULES_SECTION, SCAN_SECTION, SECTIONS, SETTINGS, Setting
 from tcpwatchd.connection import Closed, Owner, PortScan
 from tcpwatchd.output import event
+from tcpwatchd.output.metrics import METRICS, PREFIX
 from tcpwatchd.policy.expression import DEEPEST, SYMBOLS, WORDS
 from tcpwatchd.policy.folding import MOST_GROUPS
 from tcpwatchd.policy.scans import MOST_SCANS
@@ -143,6 +144,18 @@ def test_every_example_is_accepted(tmp_path: Path, text: str) -> None:
 def test_every_message_id() -> None:
     identifiers = {value for value in vars(event).values() if isinstance(value, str) and len(value) == 32}
     assert set(re.findall(r"\b[0-9a-f]{32}\b", read_section("MESSAGE IDS"))) == identifiers
+
+
+def test_every_metric_and_no_other() -> None:
+    text = read_section("METRICS")
+    assert re.findall(r"^\.It Li (.*)$", text, re.MULTILINE) == [
+        f"{PREFIX}{metric.name}" for metric in METRICS
+    ]
+    for metric in METRICS:
+        _, item = read_item(f"Li {PREFIX}{metric.name}", text)
+        assert item.startswith(f"A {metric.kind}")
+        assert re.findall(r"^\.Li (\w+) [:.]$", item, re.MULTILINE) == [metric.label] * bool(metric.label)
+        assert re.findall(r"^\.Ql (\w+) [,.]$", item, re.MULTILINE) == list(metric.values)
 
 
 def test_every_field() -> None:

@@ -14,6 +14,7 @@ from tcpwatchd.kernel.instance import RESETS
 from tcpwatchd.kernel.resets import Resets
 from tcpwatchd.kernel.trace import Trace
 from tcpwatchd.output import event
+from tcpwatchd.output.metrics import PREFIX
 from tcpwatchd.owners.owners import Owners
 from tcpwatchd.owners.users import Users
 from tcpwatchd.pipeline import REPORT_ALL, TALLY_EVERY, Pipeline
@@ -24,9 +25,10 @@ from tcpwatchd.policy.scans import HOLD, MOST_SCANS, ScanLimits
 from tcpwatchd.service.notify import Notifier
 from tcpwatchd.service.signals import Signals
 from tcpwatchd.state.store import Store
-from tcpwatchd.watch import Watch
+from tcpwatchd.watch import Reloaded, Watch
 from tests.kept import END, HERE
 from tests.model import pack
+from tests.output.test_metrics import parse
 from tests.ring import COUNTED, MISSED, Ring, make_instance, pack_reset, page
 from tests.state.test_recovery import Reader
 from tests.table import endpoint4, row, write_counters, write_tables
@@ -44,7 +46,7 @@ class Watched:
     def __init__(self, folder: Path, selection: Selection = REPORT_ALL) -> None:
         for name in ("net", "trace", "run", "resets"):
             (folder / name).mkdir()
-        self.net, self.instance, self._run = folder / "net", folder / "trace", str(folder / "run")
+        self.net, self.instance, self.run = folder / "net", folder / "trace", folder / "run"
         self.selection, self.of_resets = selection, folder / "resets"
         make_instance(self.of_resets, b"", event=RESETS)
         self.statistics = self.instance / "per_cpu/cpu0/stats"
@@ -56,7 +58,7 @@ class Watched:
 
     def start(self) -> None:
         self.trace = Trace(str(self.instance))
-        self.store = Store(self._run)
+        self.store = Store(str(self.run))
         self.users = Broken()
         owners = Owners(0, users=self.users)
         self.resets = Resets(str(self.of_resets))
@@ -283,6 +285,110 @@ def test_what_was_open_before_is_counted_apart(tmp_path: Path) -> None:
     assert (totals["ignored"], totals["ignored_startup"], totals["reported_startup"]) == (1, 1, 1)
 
 
+def read_metrics(watched: Watched) -> dict[str, float]:
+    """Names with the values of their labels."""
+    text = (watched.run / "metrics/tcpwatchd.prom").read_text()
+    return {
+        " ".join([name[len(PREFIX) :], *(value for label, value in labels)]): number
+        for family in parse(text).values()
+        for (name, labels), number in family.samples.items()
+    }
+
+
+def write_metrics(watched: Watched, failed_polls: int = 0) -> dict[str, float]:
+    watched.pipeline.write_metrics({"poll_interval_seconds": {"": 5}}, failed_polls)
+    return read_metrics(watched)
+
+
+def test_metrics_say_what_the_totals_say(watched: Watched) -> None:
+    watched.tell(END, OTHER)
+    watched.show(END, OTHER)
+    watched.poll()
+    (watched.instance / "tracing_on").write_text("0\n")
+    metrics = write_metrics(watched, failed_polls=3)
+    assert metrics["connections_reported_total ingress"] == watched.pipeline.totals["reported"] == 2
+    assert (metrics["open_sockets"], metrics["entries_waiting"], metrics["trace_up"]) == (2, 0, 1)
+    assert (metrics["polls_failed_total"], metrics["poll_interval_seconds"]) == (3, 5)
+    assert not [name for name in metrics if "closed_total" in name or "scan" in name or "duration" in name]
+    clock = watched.instance / "trace_clock"
+    clock.unlink()
+    clock.mkdir()
+    watched.pipeline.poll()
+    metrics = write_metrics(watched)
+    assert (metrics["entries_waiting"], metrics["trace_up"]) == (1, 0), "what it says of that waits"
+
+
+def test_ends_have_metrics_where_they_are_reported(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.end()
+    args = watched.reader, Store(str(watched.run)), None, Owners(0)
+    watched.pipeline = Pipeline(*args, root=str(watched.net), report="both")
+    watched.pipeline.resume()
+    assert write_metrics(watched)["connections_closed_total reset"] == 0
+
+
+def test_what_readers_take_for_a_counter_never_falls(watched: Watched) -> None:
+    """Attempts that fail are taken back from what opened."""
+    write_counters(watched.net, outbound=50)
+    watched.poll()
+    assert write_metrics(watched)["connections_opened_total outbound"] == 50
+    watched.pipeline._audit._connecting = 20
+    write_counters(watched.net, outbound=50, failed=20)
+    watched.poll()
+    assert watched.pipeline.totals["opened_outbound"] == 30
+    assert write_metrics(watched)["connections_opened_total outbound"] == 50
+
+
+def test_metrics_that_cannot_be_written_are_told_once_and_when_that_is_over(watched: Watched) -> None:
+    """What is known is kept all the same."""
+    watch = Watch(watched.pipeline, watched.reader, Notifier(None), Signals(()), interval=5)
+    (watched.run / "metrics").write_text("in the way")
+    for port in range(3):
+        before = (watched.run / "baseline").read_bytes()
+        watched.show(End(HERE, pack(("192.0.2.58", 6000 + port))))
+        watch._poll()
+        watched.pipeline.send()
+        assert (watched.run / "baseline").read_bytes() != before
+    assert (watched.count(event.METRICS_FAILED), watched.count(event.METRICS_RECOVERED)) == (1, 0)
+    (told,) = watched.list_told(event.METRICS_FAILED)
+    assert told["ERROR_MESSAGE"] == f"{watched.run}/metrics/tcpwatchd.prom.new: Not a directory"
+    assert watched.count(event.KEEPING_FAILED) == 0
+    (watched.run / "metrics").unlink()
+    for _ in range(2):
+        watch._poll()
+        watched.pipeline.send()
+    assert (watched.count(event.METRICS_FAILED), watched.count(event.METRICS_RECOVERED)) == (1, 1)
+    metrics = read_metrics(watched)
+    assert sum(metrics[f"connections_reported_total {way}"] for way in ("ingress", "egress")) == 3
+
+
+def test_metrics_are_written_at_each_poll_also_at_one_that_failed(watched: Watched) -> None:
+    watch = Watch(watched.pipeline, watched.reader, Notifier(None), Signals(()), interval=5)
+    watch._poll()
+    good = read_metrics(watched)
+    (watched.net / "tcp").rename(watched.run / "away")
+    watch._poll()
+    bad = read_metrics(watched)
+    assert (good["polls_failed_total"], bad["polls_failed_total"]) == (0, 1)
+    assert good["last_poll_timestamp_seconds"] == bad["last_poll_timestamp_seconds"]
+    assert good["start_time_seconds"] <= good["last_poll_timestamp_seconds"] <= time.time()
+    (watched.run / "away").rename(watched.net / "tcp")
+    watch._poll()
+    again = read_metrics(watched)
+    assert again["polls_failed_total"] == 1
+    assert again["last_poll_timestamp_seconds"] > good["last_poll_timestamp_seconds"]
+
+
+def test_a_reload_changes_the_interval_that_metrics_tell(watched: Watched) -> None:
+    watch = Watch(watched.pipeline, watched.reader, Notifier(None), Signals(()), interval=5,
+                  reload=lambda: Reloaded(0.5, []))  # fmt: skip
+    watch._poll()
+    assert read_metrics(watched)["poll_interval_seconds"] == 5
+    watch._read_configuration()
+    watch._poll()
+    assert read_metrics(watched)["poll_interval_seconds"] == 0.5
+
+
 SECOND = 1_000_000_000
 SCANS = Selection(scan=ScanLimits(3, 60 * SECOND, None, None, 60 * SECOND, (), (), 64))
 LONG_AGO = HOLD + SECOND
@@ -316,6 +422,9 @@ def test_a_scan_is_told_by_what_was_accepted_and_what_was_refused(scanned: Watch
     assert before[0] < told["EVENT_START"] <= told["EVENT_END"] < before[1]
     assert scanned.count(event.CONNECTION_OPENED) == 2
     assert scanned.pipeline.totals["port_scans"] == 1
+    metrics = write_metrics(scanned)
+    names = "port_scans_total", "port_scan_sources", "resets_lost_total", "scan_sources_forgotten_total"
+    assert [metrics[name] for name in names] == [1, 1, 0, 0]
 
 
 def test_resets_are_read_as_connections_come_and_as_they_are_due(scanned: Watched) -> None:

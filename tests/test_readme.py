@@ -31,6 +31,8 @@ WITH_FAIL2BAN = ("Port scans",)
 """Run beside it (tests/system/test_fail2ban.py)."""
 WITH_REPORTS = ("Report",)
 """Run where there is much to report (tests/system/test_report.py)."""
+WITH_METRICS = ("Metrics",)
+"""Run by tests/system/test_metrics_service.py, and what is for node_exporter beside it."""
 
 
 def read_blocks(section: str) -> list[list[str]]:
@@ -50,7 +52,8 @@ def test_each_shell_block_is_run() -> None:
     others = README.split("\n## Install\n")[0] + README.split("\n## Flags\n")[1]
     assert re.findall(r"^```sh\n(.*?)\n```", others, re.MULTILINE) == ["make run", "make test"]
     assert README.count("```sh\n") == 2 + sum(
-        len(read_blocks(section)) for section in (*RUN, *IN_MACHINES, *WITH_FAIL2BAN, *WITH_REPORTS)
+        len(read_blocks(section))
+        for section in (*RUN, *IN_MACHINES, *WITH_FAIL2BAN, *WITH_METRICS, *WITH_REPORTS)
     )
 
 
@@ -71,6 +74,7 @@ def test_every_message_is_explained() -> None:
         event.owners_failed("R", 0),
         event.rows_malformed([b"", b""], 0),
         event.keeping_failed("R", 0),
+        event.metrics_failed("R", 0),
         event.baseline_unusable("R", 0),
         event.watch_failed("R", 0),
         event.scans_unfollowed(2, 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -223,6 +224,23 @@ def test_what_a_full_disk_did_not_take_is_kept(proc: Path, tmp_path: Path) -> No
     read_started(daemon)
     assert read_event(daemon)["SOURCE_PORT"] == "5001"
     daemon.end(signal.SIGTERM)
+
+
+def test_metrics_are_there_from_the_first_poll_to_the_last_word(proc: Path, tmp_path: Path) -> None:
+    """And are not written by what reports once."""
+    environment = {**os.environ, "RUNTIME_DIRECTORY": f"{tmp_path}"}
+    file = tmp_path / "metrics/tcpwatchd.prom"
+    run_program("--once", prefix=with_proc(proc), env=environment)
+    assert not file.exists()
+    daemon = Daemon("--interval", "3600", *FAST[2:], prefix=with_proc(proc), env=environment)
+    read_started(daemon)
+    wait_until(file.exists, 10, "metrics")
+    reported = re.compile(r'^tcpwatchd_connections_reported_total\{direction="egress"\} (\d+)$', re.MULTILINE)
+    assert reported.findall(file.read_text()) == ["0"]
+    assert "tcpwatchd_poll_interval_seconds 3600" in file.read_text()
+    show(proc, 5001)
+    assert daemon.end(signal.SIGTERM)[0] == 0
+    assert reported.findall(file.read_text()) == ["1"], "the last poll is at the stop"
 
 
 def test_an_empty_name_is_no_runtime_directory(proc: Path, tmp_path: Path) -> None:

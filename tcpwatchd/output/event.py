@@ -33,6 +33,8 @@ TRACE_UNAVAILABLE = "ca3cf4249c674d2e80d6963943e7a99d"
 BASELINE_UNUSABLE = "f6b3130240b040f4936564f49f36862e"
 KEEPING_FAILED = "41e7ebd032d34ec3ae2087f330ce17d9"
 KEEPING_RECOVERED = "40ee1956c6094f458d88ad444b807bad"
+METRICS_FAILED = "fc7f49e5f4764cf68e43734ce13754bf"
+METRICS_RECOVERED = "6603eaf922df44a190cfeed54e977885"
 TRACE_GAP = "a6a0151d221745bfafe31da4f21d546d"
 RECORDS_LOST = "bf53f016e7e542cab169e64062825f2f"
 TRACE_FAILED = "1fe90731c0b14de9810cd0dd1ebbc1c4"
@@ -108,16 +110,14 @@ def connection_opened(connection: Connection, opened: int, with_owner: bool = Fa
 
 
 def connection_closed(closed: Closed, opened: int, ended: int, with_owner: bool = False) -> Event:
-    """Times in microseconds since the epoch. `with_owner`: the message ends with it, and with sums.
-
-    Of a connection that was open before the watch began nobody knows how long it was.
-    """
-    connection, time = closed[:2]
+    """Times in microseconds since the epoch. `with_owner`: the message ends with it, and with sums."""
+    connection = closed.connection
     named = "Connection closed", CONNECTION_CLOSED, "connection-closed"
     fields = list_fields(named, connection, opened, with_owner)
     fields["EVENT_END"] = format_utc(ended)
-    if connection.detected_by != "startup" and time >= connection.time:
-        fields["EVENT_DURATION"] = str(time - connection.time)
+    duration = closed.duration
+    if duration is not None:
+        fields["EVENT_DURATION"] = str(duration)
     add_closing(fields, closed)
     if with_owner:
         fields["MESSAGE"] += describe_sums(fields)
@@ -444,6 +444,15 @@ def keeping_failed(reason: str, now: int) -> Event:
 
 def keeping_recovered(path: str, now: int) -> Event:
     return _own(now, KEEPING_RECOVERED, NOTICE, f"What is known is kept over a restart again: {path}")
+
+
+def metrics_failed(reason: str, now: int) -> Event:
+    message = f"The metrics cannot be written, will try again: {reason}"
+    return _own(now, METRICS_FAILED, WARNING, message, ERROR_MESSAGE=reason)
+
+
+def metrics_recovered(now: int) -> Event:
+    return _own(now, METRICS_RECOVERED, NOTICE, "The metrics are written again")
 
 
 def trace_gap(since: int, now: int) -> Event:

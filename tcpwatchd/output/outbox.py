@@ -15,6 +15,7 @@ from tcpwatchd.output.event import (
     connections_closed,
     connections_opened,
 )
+from tcpwatchd.output.metrics import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,9 +39,15 @@ class Outbox:
     """Holds connections as they are, and makes their events when they are written."""
 
     def __init__(
-        self, sink: Sink, read_offset: Callable[[], int] = read_offset, message_owner: bool = False
+        self,
+        sink: Sink,
+        read_offset: Callable[[], int] = read_offset,
+        message_owner: bool = False,
+        closing: bool = False,
     ) -> None:
-        """`message_owner`: whether the message of a connection ends with its owner."""
+        """`message_owner`: whether the message of a connection ends with its owner; `closing`: whether it is
+        reported when one closes.
+        """
         self._sink = sink
         self.message_owner = message_owner
         self._read_offset = read_offset
@@ -56,6 +63,7 @@ class Outbox:
         """Those of both kinds that were reported many in one entry."""
         self.written_folded_startup = 0
         """Among them those that had been open before."""
+        self.measured = Measured(closing)
         self._events = self._entries = self._lost = 0
         self.stuck = False
         """Whether the sink took nothing although something waits."""
@@ -133,8 +141,10 @@ class Outbox:
         self._entries += 1
         if isinstance(item, Connection):
             self.written[item.detected_by] += 1
+            self.measured.add_opened(item)
         elif isinstance(item, Closed):
             self.written_closed += 1
+            self.measured.add_closed(item)
         elif isinstance(item.first, Connection):
             self.written_folded += item.number
             self.written_folded_startup += item.number * (item.first.detected_by == "startup")

@@ -228,6 +228,11 @@ class Scans:
         return self._forgotten + self._sources.forgotten
 
     @property
+    def scanning(self) -> int:
+        """How many sources scan now, as far as they are followed."""
+        return len(self._scans)
+
+    @property
     def addresses(self) -> frozenset[bytes]:
         """Of this machine, packed. What it does to itself is no scan."""
         return self._addresses

@@ -33,6 +33,8 @@ MARK_BODY = struct.Struct("=QQQ")
 MOST_LOG = 64 << 20
 """Bytes of a log after which nothing more is logged until the next baseline."""
 MICROSECOND = 1000
+METRICS_FOLDER, METRICS = "metrics", "metrics/tcpwatchd.prom"
+"""In a folder of its own, into which others may look though not into the one around it."""
 
 
 class Log(NamedTuple):
@@ -100,6 +102,24 @@ class Store:
         self.close()
         self._log, self._size, self._generation = log, len(head), generation
         self._remove_old_logs()
+
+    def write_metrics(self, text: bytes) -> None:
+        """Replace the file of metrics in one step; anybody who gets to it may read it."""
+        if not self.enabled:
+            return
+        folder, new = self._path(METRICS_FOLDER), f"{METRICS}.new"
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+        os.chmod(folder, 0o755)  # noqa: S103, there is nothing in it that is not for all
+        descriptor = self._write_new(new, text)
+        try:
+            os.fchmod(descriptor, 0o644)
+            os.replace(self._path(new), self._path(METRICS))
+        except OSError:
+            self._remove(new)
+            raise
+        finally:
+            os.close(descriptor)
 
     def _write_new(self, name: str, text: bytes) -> int:
         """A new file with this text, open. Raises OSError with the file's name, and leaves none then."""

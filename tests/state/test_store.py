@@ -187,3 +187,62 @@ def test_what_cannot_be_cleaned_up_fails_no_save(tmp_path: Path) -> None:
     assert kept
     assert (kept[0].generation, kept[1].written) == (2, Written(1, 1, 0))
     assert not (tmp_path / "log.1").exists(), "the others are removed"
+
+
+METRICS = "metrics/tcpwatchd.prom"
+
+
+def test_metrics_are_replaced_in_one_step_for_all_to_read(tmp_path: Path) -> None:
+    """Whatever the mask, and though a process ended before it could say who may read them."""
+    store = fill(tmp_path)
+    mask = os.umask(0o077)
+    try:
+        store.write_metrics(b"x 1\n")
+        with (tmp_path / METRICS).open("rb") as before:
+            folder = (tmp_path / "metrics").stat()
+            (tmp_path / "metrics").chmod(0o700)
+            (tmp_path / f"{METRICS}.new").write_bytes(b"what a process left" * 100)
+            store.write_metrics(b"y 2\n")
+            assert before.read() == b"x 1\n"
+    finally:
+        os.umask(mask)
+    assert (tmp_path / METRICS).read_bytes() == b"y 2\n"
+    assert (tmp_path / "metrics").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / METRICS).stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "metrics").stat().st_ino == folder.st_ino, "others may have it bound"
+    assert os.listdir(tmp_path / "metrics") == ["tcpwatchd.prom"]
+    kept = Store(str(tmp_path)).load()
+    assert kept
+    assert spread(kept[0]) == spread(make_full())
+
+
+def test_metrics_that_cannot_be_written_leave_the_last_ones_and_nothing_else(tmp_path: Path) -> None:
+    store = fill(tmp_path)
+    store.write_metrics(b"x 1\n")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with limit_files(5), pytest.raises(OSError, match="too large") as failure:
+            store.write_metrics(b"y 2\n" * 100)
+        assert failure.value.filename == str(tmp_path / f"{METRICS}.new")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(tmp_path / "metrics") == ["tcpwatchd.prom"]
+    assert (tmp_path / METRICS).read_bytes() == b"x 1\n"
+
+
+@pytest.mark.parametrize("place", ["metrics", METRICS])
+def test_what_is_in_the_way_of_metrics_is_named(tmp_path: Path, place: str) -> None:
+    store = fill(tmp_path)
+    if place == "metrics":
+        (tmp_path / place).write_bytes(b"")
+    else:
+        (tmp_path / place).mkdir(parents=True)
+    with pytest.raises(OSError, match="directory") as failure:
+        store.write_metrics(b"x 1\n")
+    assert str(failure.value.filename).startswith(str(tmp_path / "metrics"))
+    assert not (tmp_path / f"{METRICS}.new").exists()
+
+
+def test_without_a_directory_no_metrics_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Store(None).write_metrics(b"x 1\n")
+    assert os.listdir(tmp_path) == []

@@ -22,6 +22,7 @@ CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
 PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make,rpm"
 FAIL2BAN = "fail2ban,nftables"
 REPORT = "python3-jinja2,python3-rich"
+PROMETHEUS = "prometheus,prometheus-node-exporter"
 BOOT_TIMEOUT = 60.0
 
 Booted = TypeVar("Booted", bound="Container")

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 OLDER = "0.0.9"
 UNIT_DIR = "/usr/lib/systemd/system"
+METRICS = "tcpwatchd-metrics"
+ASK = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:10278/metrics').read().decode())"
+"""As curl does it, which is not there."""
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
@@ -95,6 +98,7 @@ def test_the_life_of_the_deb(workshop: Workshop, packages: tuple[Path, Path]) ->
         install(machine, packages[0])
         assert machine.run("systemctl", "is-enabled", "tcpwatchd").strip() == "enabled"
         check_service(machine, OLDER)
+        scraped = enable_metrics(machine)
         check_examples(machine.run("dpkg", "--listfiles", "tcpwatchd"))
         check_autopkgtest(machine)
         join(client, machine)
@@ -112,6 +116,7 @@ def test_the_life_of_the_deb(workshop: Workshop, packages: tuple[Path, Path]) ->
         assert (
             machine.show("tcpwatchd-trace", "ActiveEnterTimestampMonotonic"), list_instances()
         ) == trace, "an upgrade leaves the oneshot alone"  # fmt: skip
+        assert scrape(machine, __version__) != scraped, "another process"
         machine.run("systemctl", "restart", "tcpwatchd")
         check_service(machine, __version__)
         check_exposure(machine)
@@ -136,10 +141,25 @@ def check_service(machine: Container, version: str) -> None:
     assert machine.show("tcpwatchd-trace", "ActiveState") == "active"
 
 
+def enable_metrics(machine: Container) -> str:
+    """As in the README; the package leaves it off."""
+    assert machine.try_run("systemctl", "is-enabled", f"{METRICS}.socket").stdout.strip() == "disabled"
+    assert machine.show(f"{METRICS}.socket", "ActiveState") == "inactive"
+    machine.run("systemctl", "enable", "--now", "--quiet", f"{METRICS}.socket")
+    return scrape(machine, OLDER)
+
+
+def scrape(machine: Container, version: str) -> str:
+    """The process that answers."""
+    assert f'tcpwatchd_build_info{{version="{version}"}} 1' in machine.run("python3", "-c", ASK)
+    return machine.show(METRICS, "MainPID")
+
+
 def check_examples(installed: str) -> None:
     ours = PROJECT / "packaging/examples"
-    examples = {str(path.relative_to(ours)) for path in ours.rglob("*.conf")}
-    assert set(re.findall(r"^/usr/share/doc/.*/examples/(.*\.conf)$", installed, re.MULTILINE)) == examples
+    examples = {str(path.relative_to(ours)) for path in ours.rglob("*") if path.is_file()}
+    listed = re.findall(r"^/usr/share/doc/.*/examples/(.*\.(?:conf|yml|json|gz))$", installed, re.MULTILINE)
+    assert set(listed) == examples, "none of them compressed"
 
 
 def check_autopkgtest(machine: Container) -> None:
@@ -149,14 +169,16 @@ def check_autopkgtest(machine: Container) -> None:
 
 
 def check_exposure(machine: Container) -> None:
-    for unit in ("tcpwatchd.service", "tcpwatchd-trace.service"):
+    units = "tcpwatchd.service", "tcpwatchd-trace.service", f"{METRICS}.service", f"{METRICS}.socket"
+    for unit in units:
         assert machine.run("systemd-analyze", "verify", "--recursive-errors=yes", "--man=no", unit) == ""
     machine.run("systemd-analyze", "security", "--threshold=10", "--no-pager", "tcpwatchd")
+    machine.run("systemd-analyze", "security", "--threshold=2", "--no-pager", METRICS)
 
 
 def check_gone(machine: Container, *but: str) -> None:
     wait_until_gone()
-    for unit in ("tcpwatchd", "tcpwatchd-trace"):
+    for unit in ("tcpwatchd", "tcpwatchd-trace", f"{METRICS}.socket", f"{METRICS}.service"):
         assert machine.show(unit, "ActiveState") == "inactive"
     places = "/run/*tcpwatchd* /run/private/*tcpwatchd* /etc/*/*tcpwatchd*"
     left = machine.run("sh", "-c", f"ls -d {places} 2>/dev/null; :")
@@ -181,6 +203,7 @@ def test_the_life_of_the_rpm() -> None:
         assert machine.run("systemctl", "is-enabled", "tcpwatchd").strip() == "enabled", "Debian's preset"
         machine.run("systemctl", "enable", "--now", "tcpwatchd")
         check_service(machine, OLDER)
+        scraped = enable_metrics(machine)
         check_examples(machine.run("rpm", "--query", "--list", "tcpwatchd"))
         join(client, machine)
         lost = Load(machine, client).run(
@@ -188,10 +211,14 @@ def test_the_life_of_the_rpm() -> None:
         )
         assert lost == (Counter(), Counter())
         check_service(machine, __version__)
+        assert scrape(machine, __version__) != scraped, "another process"
         explained = machine.run("journalctl", "-x", "--no-pager", f"DESTINATION_PORT={min(PORTS)}")
         assert "A TCP connection from" in explained
         machine.run("rpm", "--erase", "tcpwatchd")
         check_gone(machine)
         assert (
-            machine.try_run("sh", "-c", "ls /usr/bin/tcpwatchd /usr/lib/systemd/*/*tcpwatchd*").stdout == ""
+            machine.try_run(
+                "sh", "-c", "ls /usr/bin/tcpwatchd /usr/lib/systemd/*/*tcpwatchd* /usr/libexec/tcpwatchd"
+            ).stdout
+            == ""
         )

@@ -6,13 +6,19 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.system.container import CACHE, FAIL2BAN, REPORT, make_tree
+from tests.system.container import CACHE, FAIL2BAN, PROMETHEUS, REPORT, make_tree
 from tests.system.machine import KERNEL
 from tests.system.packages import TOOLS
 
 SUITES = ("bookworm", "trixie")
-KINDS = {"plain": "", "with a kernel": KERNEL, "with build tools": TOOLS, "with fail2ban": FAIL2BAN,
-         "with what reports need": REPORT}  # fmt: skip
+KINDS = {
+    "plain": "",
+    "with a kernel": KERNEL,
+    "with build tools": TOOLS,
+    "with fail2ban": FAIL2BAN,
+    "with Prometheus": PROMETHEUS,
+    "with what reports need": REPORT,
+}
 
 
 def prepare(suite: str) -> None:
