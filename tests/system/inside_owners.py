@@ -54,7 +54,7 @@ def owners() -> dict[str, Any]:
     open_to_remote()
     wrong = try_wrong_offsets()
     results = {**compare_owners(), "remote": find_remote(), "readme": run_readme(), "wrong offsets": wrong}
-    return {**results, "rules": try_rules()}
+    return {**results, "rules": try_rules(), "report": read_report()}
 
 
 def run_unit(unit: str, *command: str, user: str = "root", more: Sequence[str] = ()) -> None:
@@ -171,6 +171,18 @@ def try_rules() -> dict[str, Any]:
     told = [(entry.get("PROCESS_SYSTEMD_UNIT"), entry["PRIORITY"]) for entry in entries]
     counted = run("journalctl", "-t", "tcpwatchd", "-o", "cat", "--grep", "ignored \\(")
     return {"told": sorted(one for one in told if one[0] in units), "counted": counted}
+
+
+def read_report() -> dict[str, Any]:
+    """How many connections of each service the report counts, and how many entries there are of it."""
+    report = json.loads(run("tcpwatchd-report", "--boot", "--json", "--top=1000"))
+    counted = {row["name"]: row["connections"] for row in report["services"]["top"]}
+    entries = Counter[str]()
+    for entry in map(json.loads, run("journalctl", "-b", "-o", "json", f"MESSAGE_ID={OPENED}").splitlines()):
+        unit = entry.get("PROCESS_SYSTEMD_UNIT", entry.get("PROCESS_NAME"))
+        entries[entry.get("PROCESS_SYSTEMD_USER_UNIT", unit)] += 1
+    to_remote = json.loads(run("tcpwatchd-report", "-b", "--json", "unit", "blog.service", "and", "egress"))
+    return {"counted": counted, "entries": entries, "filtered": to_remote["connections"]["all"]}
 
 
 def find_remote() -> dict[str, Any]:

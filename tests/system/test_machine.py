@@ -110,6 +110,10 @@ def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
     assert len(offsets) == 14
     assert all(said.startswith("the event probe does not tell what it should") for said in offsets.values())
     assert all(found and "No entries" not in found for found in results["readme"].values())
+    report = results["report"]
+    assert report["counted"] == report["entries"]
+    assert {"web.service", "mine.service", "job@x\\x2dy.service", "shell.scope"} <= set(report["counted"])
+    assert report["filtered"] == 1
     assert results["rules"]["told"] == [["loud.service", "4"], ["plain.service", "6"]]
     assert "1 by /etc/tcpwatchd/tcpwatchd.conf.d/rules.conf:2" in results["rules"]["counted"]
 
