@@ -7,7 +7,20 @@ import re
 import sys
 from pathlib import Path
 
-from tests.bench import burst, capture, closings, idle, journal, owners, poll, recall, rules, scans, tracing
+from tests.bench import (
+    burst,
+    capture,
+    closings,
+    idle,
+    journal,
+    owners,
+    poll,
+    recall,
+    report,
+    rules,
+    scans,
+    tracing,
+)
 from tests.bench.figures import INTERPRETER
 from tests.namespace import mount_tracefs, run
 
@@ -23,6 +36,7 @@ BENCHES = {
     "burst": burst.main,
     "idle": idle.main,
     "journal": journal.main,
+    "report": report.main,
 }
 
 
