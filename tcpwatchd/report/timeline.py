@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE
+from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE, parse_moment
 
 if TYPE_CHECKING:
     from tcpwatchd.report.summary import Summary
@@ -57,11 +56,6 @@ def make_timeline(summary: Summary, most: int) -> Timeline:
         index = (parse_moment(moment) - first) // seconds
         steps[min(max(index, 0), len(steps) - 1)].counts[direction] += number
     return Timeline(seconds, steps)
-
-
-def parse_moment(moment: bytes) -> int:
-    """Seconds since the epoch, of the beginning of a time in ISO 8601. Raises ValueError."""
-    return int(datetime.fromisoformat(moment.decode()).replace(tzinfo=timezone.utc).timestamp())
 
 
 def format_start(start: int, seconds: int) -> str:
