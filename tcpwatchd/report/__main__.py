@@ -114,14 +114,7 @@ def make_report(arguments: Sequence[str]) -> None:
     place = Place(given.directory, given.namespace, given.merge)
     boot = None if given.boot is None else find_boot(given.boot, place)
     journals = Journals(place)
-    first, last = journals.find_period(boot) or (None, None)
-    begin = (first or 0) if since is None else since
-    if until is not None:
-        end = until
-    elif last and (boot or place.directory):
-        end = max(begin, last)
-    else:
-        end = max(begin, time.time_ns() // 1000)
+    begin, end = find_period(journals, since, until, boot, to_last=bool(boot or place.directory))
     summary = Summary(begin, end, given.unit, given.top, wanted)
     add = summary.add
     read = journals.read(since or 0, until or FOREVER, boot)
@@ -138,6 +131,17 @@ def join_times(arguments: Sequence[str]) -> Iterator[str]:
         time_follows = word in ("--since", "--until")
         following = next(words, None) if time_follows else None
         yield word if following is None else f"{word}={following}"
+
+
+def find_period(
+    journals: Journals, since: int | None, until: int | None, boot: str | None, to_last: bool
+) -> tuple[int, int]:
+    """Of the report, where it was not asked for: from the first entry, and until now or the last one."""
+    first, last = journals.find_period(boot) or (None, None)
+    now = time.time_ns() // 1000
+    end = until if until is not None else last if to_last and last is not None else now
+    begin = since if since is not None else min(end, first) if first is not None else end
+    return begin, max(begin, end)
 
 
 def check_form(given: argparse.Namespace) -> None:

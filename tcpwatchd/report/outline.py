@@ -8,9 +8,9 @@ from tcpwatchd.connection import format_endpoint
 from tcpwatchd.output.event import count as count_noun
 from tcpwatchd.output.event import format_bytes, format_duration
 from tcpwatchd.report.names import show
-from tcpwatchd.report.summary import MICROSECONDS
+from tcpwatchd.report.summary import MICROSECONDS, parse_moment
 from tcpwatchd.report.tally import BYTES, IN, OUT, RESETS, WITHIN
-from tcpwatchd.report.timeline import format_time, parse_moment
+from tcpwatchd.report.timeline import format_time
 
 if TYPE_CHECKING:
     from tcpwatchd.report.summary import Flow, Summary

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.output import event
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tcpwatchd.report.journals import Fields
+
+    Ends = tuple[bytes, bytes, bytes]
+    """Source, destination and its port."""
 
 MOST_NAMES = 20_000
 """Services, peers, ports and pairs that are counted at once; and twice as many for a while."""
@@ -28,13 +32,17 @@ OPENINGS = {OPENED, OPENED_MANY}
 CONNECTIONS = {*OPENINGS, CLOSED, CLOSED_MANY}
 SCAN, COUNTED = event.PORT_SCAN.encode(), event.CONNECTIONS_COUNTED.encode()
 STARTED = event.WATCH_STARTED.encode()
-IGNORED = re.compile(rb"(?:^|, )([0-9]+) by ")
+HOW = frozenset({b"fin", b"reset", b"timeout", b""})
+START = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z").fullmatch
+NUMBER = re.compile(rb"[0-9]{1,20}").fullmatch
+IGNORED = re.compile(rb"(?:^|, )([0-9]{1,20}) by ")
 SUMS = ("TCPWATCHD_RECORDS_LOST", "TCPWATCHD_MISSED_INBOUND", "TCPWATCHD_MISSED_OUTBOUND")
 LEAST_SAID = b"5"
 """Notices, and what is worse."""
 LONGEST_SAID = 500
 """Bytes of a message."""
 MOST_SAID = 100
+"""Kinds of what the daemon says of itself, and units that write in its name."""
 SECOND, MINUTE, HOUR = 19, 16, 13
 """Characters of a time in ISO 8601 that tell it so finely."""
 PRECISIONS = ((2 * 3600, SECOND), (14 * 86400, MINUTE))
@@ -85,7 +93,8 @@ class Summary:
         wanted: Callable[[Fields], bool] | None = None,
     ) -> None:
         self.since, self.until = since, until
-        self._since = event.format_utc(since).encode()
+        self._since, self._until = event.format_utc(since).encode(), event.format_utc(until).encode()
+        self._moment = b""
         self._unit, self._wanted = unit.encode(), wanted
         seconds = (until - since) / MICROSECONDS
         self.precision = next((unit for most, unit in PRECISIONS if seconds <= most), HOUR)
@@ -106,6 +115,8 @@ class Summary:
         """Connections that closed and may have been counted before."""
         self._open: set[int] = set()
         self._open_longer: set[int] = set()
+        self._folded: Counter[Ends] = Counter()
+        """Connections that are told many in one entry when they open, until they close."""
         self._has_openings = self._has_forgotten = False
         self.scans: dict[bytes, Scan] = {}
         self.scans_left_out = 0
@@ -122,7 +133,7 @@ class Summary:
         unit = fields.get("_SYSTEMD_UNIT")
         if unit != self._unit:
             if unit is not None:
-                self.others[unit] += 1
+                self.others[unit if unit in self.others or len(self.others) < MOST_SAID else b"others"] += 1
                 return
             self.unknown_writers += 1
         self.entries += 1
@@ -137,20 +148,30 @@ class Summary:
             self.malformed += 1
 
     def _add_connection(self, kind: bytes, fields: Fields) -> None:
+        """Counts nothing of an entry that makes no sense: it raises before."""
         start, direction = fields["EVENT_START"], DIRECTIONS[fields["NETWORK_DIRECTION"]]
         source, destination = fields["SOURCE_IP"], fields["DESTINATION_IP"]
         port, service = fields["DESTINATION_PORT"], find_service(fields)
-        number = 1 if "SOURCE_PORT" in fields else int(fields["EVENT_COUNT"])
+        parse_number(port)
+        is_one = "SOURCE_PORT" in fields
+        number = 1 if is_one else parse_number(fields["EVENT_COUNT"])
+        moment = self._place(start), direction
+        key = hash((source, fields["SOURCE_PORT"] if is_one else None, destination, port, start))
         size = reset = 0
         if kind in OPENINGS:
             new = number
-            self._note_opening(kind, number, fields)
+            self._note_opening(number, fields, key if is_one else (source, destination, port))
         else:
-            sizes = int(fields.get("SOURCE_BYTES", 0)), int(fields.get("DESTINATION_BYTES", 0))
+            sizes = (
+                parse_number(fields.get("SOURCE_BYTES", b"0")),
+                parse_number(fields.get("DESTINATION_BYTES", b"0")),
+            )
             how = fields.get("TCPWATCHD_CLOSED_BY", b"")
-            if kind == CLOSED:
+            if how not in HOW:
+                raise ValueError(how)
+            if is_one:
                 self._note_flow(fields, service)
-            new = number if self._is_new(kind, fields) else 0
+            new = self._count_new(number, start, key if is_one else None, (source, destination, port))
             self.closed[how] += number
             self.sizes[direction][0] += sizes[0]
             self.sizes[direction][1] += sizes[1]
@@ -158,7 +179,7 @@ class Summary:
         if new:
             self.connections += new
             self.directions[direction] += new
-            self.times[start[: self.precision], direction] += new
+            self.times[moment] += new
         rows = [self.services.find_row(service), self.ports.find_row(port)]
         if direction != WITHIN:
             peer = source if direction == IN else destination
@@ -168,39 +189,59 @@ class Summary:
             row[BYTES] += size
             row[RESETS] += reset
 
-    def _note_opening(self, kind: bytes, number: int, fields: Fields) -> None:
+    def _place(self, start: bytes) -> bytes:
+        """Where in time it counts: what opened before the period, or is said to after it, at its ends."""
+        if not START(start):
+            raise ValueError(start)
+        moment = min(max(start, self._since), self._until)[: self.precision]
+        if moment != self._moment:
+            datetime.fromisoformat(moment.decode())
+            self._moment = moment
+        return moment
+
+    def _note_opening(self, number: int, fields: Fields, key: int | Ends) -> None:
         self._has_openings = True
-        if kind == OPENED_MANY:
+        if isinstance(key, tuple):
             self.folded += number
+            if len(self._folded) >= MOST_OPEN:
+                self._has_forgotten = True
+                self._folded.clear()
+            self._folded[key] += number
             return
         self.open_before += fields.get("TCPWATCHD_DETECTED_BY") == b"startup"
         if len(self._open) >= MOST_OPEN:
             self._has_forgotten |= bool(self._open_longer)
             self._open, self._open_longer = set(), self._open
-        self._open.add(identify(fields))
+        self._open.add(key)
 
-    def _is_new(self, kind: bytes, fields: Fields) -> bool:
-        """Whether what closed opened in the period, and was not counted then."""
-        if fields["EVENT_START"] < self._since:
-            return False
-        if kind == CLOSED_MANY:  # it does not say which
-            return not self._has_openings
-        key = identify(fields)
+    def _count_new(self, number: int, start: bytes, key: int | None, ends: Ends) -> int:
+        """How many of what closed opened in the period, and were not counted then."""
+        if start < self._since:
+            return 0
+        if key is None:  # it does not say which
+            return 0 if self._has_openings else number
         for told in (self._open, self._open_longer):
             if key in told:
                 told.remove(key)
-                return False
+                return 0
+        if ends in self._folded:  # it was told with others when they opened
+            self._folded[ends] -= 1
+            if not self._folded[ends]:
+                del self._folded[ends]
+            return 0
         self.unpaired += self._has_forgotten
-        return True
+        return 1
 
     def _note_flow(self, fields: Fields, service: bytes) -> None:
         """If it is one of the longest or the largest."""
-        duration = int(fields["EVENT_DURATION"]) if "EVENT_DURATION" in fields else None
-        size = int(fields["NETWORK_BYTES"]) if "NETWORK_BYTES" in fields else None
+        duration = parse_number(fields["EVENT_DURATION"]) if "EVENT_DURATION" in fields else None
+        size = parse_number(fields["NETWORK_BYTES"]) if "NETWORK_BYTES" in fields else None
         is_long = duration is not None and duration > self.longest.least
         is_large = size is not None and size > self.largest.least
         if not is_long and not is_large:
             return
+        parse_moment(fields["EVENT_START"][:SECOND])
+        parse_number(fields["SOURCE_PORT"])
         source = fields["SOURCE_IP"], fields["SOURCE_PORT"]
         destination = fields["DESTINATION_IP"], fields["DESTINATION_PORT"]
         flow = Flow(fields["EVENT_START"], source, destination, service, duration, size)
@@ -213,19 +254,17 @@ class Summary:
         if kind == SCAN:
             self._add_scan(written, fields)
             return
-        if kind == STARTED:
-            self.starts += 1
+        message = bytes(fields["MESSAGE"])[:LONGEST_SAID]
+        sums = {name: parse_number(fields[name]) for name in SUMS if name in fields}
+        self.starts += kind == STARTED
         if kind == COUNTED:
             self.ignored += sum(map(int, IGNORED.findall(fields["TCPWATCHD_IGNORED_BY"])))
-        if fields.get("PRIORITY", b"") > LEAST_SAID or (
-            kind not in self.said and len(self.said) >= MOST_SAID
-        ):
+        if fields.get("PRIORITY", b"") > LEAST_SAID:
             return
-        for name in SUMS:
-            self.sums[name] += int(fields.get(name, 0))
+        self.sums.update(sums)
         before = self.said.get(kind)
-        times = before.times + 1 if before else 1
-        self.said[kind] = Said(times, written, fields["MESSAGE"][:LONGEST_SAID])
+        if before or len(self.said) < MOST_SAID:
+            self.said[kind] = Said(before.times + 1 if before else 1, written, message)
 
     def _add_scan(self, written: int, fields: Fields) -> None:
         source = fields.get("TCPWATCHD_SOURCE_NETWORK") or fields["SOURCE_IP"]
@@ -235,7 +274,7 @@ class Summary:
             return
         times = before.times + 1 if before else 1
         is_verified = fields.get("TCPWATCHD_SOURCE_VERIFIED") == b"yes"
-        self.scans[source] = Scan(times, written, fields["MESSAGE"][:LONGEST_SAID], is_verified)
+        self.scans[source] = Scan(times, written, bytes(fields["MESSAGE"])[:LONGEST_SAID], is_verified)
 
 
 def find_service(fields: Fields) -> bytes:
@@ -246,7 +285,13 @@ def find_service(fields: Fields) -> bytes:
     return fields.get("PROCESS_SYSTEMD_USER_UNIT", unit) if unit.startswith(b"user@") else unit
 
 
-def identify(fields: Fields) -> int:
-    """The same for the two entries of a connection."""
-    names = "SOURCE_IP", "SOURCE_PORT", "DESTINATION_IP", "DESTINATION_PORT", "EVENT_START"
-    return hash(tuple(map(fields.__getitem__, names)))
+def parse_number(text: bytes) -> int:
+    """Raises ValueError: a number that is longer than any that the daemon writes is none."""
+    if not NUMBER(text):
+        raise ValueError(text)
+    return int(text)
+
+
+def parse_moment(text: bytes) -> int:
+    """Seconds since the epoch, of the beginning of a time in ISO 8601. Raises ValueError."""
+    return int(datetime.fromisoformat(text.decode()).replace(tzinfo=timezone.utc).timestamp())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
+from bisect import bisect_right
+from datetime import date
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE
+from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE, parse_moment
 
 if TYPE_CHECKING:
     from tcpwatchd.report.summary import Summary
@@ -48,20 +49,36 @@ class Timeline(NamedTuple):
 def make_timeline(summary: Summary, most: int) -> Timeline:
     """In at most so many steps. What opened before the period, or says so, counts in the first."""
     begin, end = summary.since // MICROSECONDS, -(-summary.until // MICROSECONDS)
-    finest = FINEST.get(summary.precision, 1)
-    seconds = next((step for step in STEPS if step >= finest and (end - begin) / step <= most - 1), STEPS[-1])
-    offset = time.localtime(begin).tm_gmtoff
-    first = (begin + offset) // seconds * seconds - offset
-    steps = [Step(start, [0, 0, 0]) for start in range(first, max(end, first + 1), seconds)]
+    seconds = find_step(end - begin, FINEST.get(summary.precision, 1), most)
+    starts = list_days(begin, end, seconds // A_DAY) if seconds >= A_DAY else list_starts(begin, end, seconds)
+    steps = [Step(start, [0, 0, 0]) for start in starts]
     for (moment, direction), number in summary.times.items():
-        index = (parse_moment(moment) - first) // seconds
-        steps[min(max(index, 0), len(steps) - 1)].counts[direction] += number
+        index = bisect_right(starts, parse_moment(moment)) - 1
+        steps[max(index, 0)].counts[direction] += number
     return Timeline(seconds, steps)
 
 
-def parse_moment(moment: bytes) -> int:
-    """Seconds since the epoch, of the beginning of a time in ISO 8601. Raises ValueError."""
-    return int(datetime.fromisoformat(moment.decode()).replace(tzinfo=timezone.utc).timestamp())
+def find_step(seconds: int, finest: int, most: int) -> int:
+    """So long that there are at most so many; days can be an hour shorter."""
+    for step in STEPS:
+        if step >= finest and seconds + AN_HOUR * (step >= A_DAY) <= step * (most - 1):
+            return step
+    return -(-(seconds + AN_HOUR) // (STEPS[-1] * (most - 1))) * STEPS[-1]
+
+
+def list_starts(begin: int, end: int, seconds: int) -> list[int]:
+    """As clocks on the wall were when it began."""
+    offset = time.localtime(begin).tm_gmtoff
+    first = (begin + offset) // seconds * seconds - offset
+    return list(range(first, max(end, first + 1), seconds))
+
+
+def list_days(begin: int, end: int, number: int) -> list[int]:
+    """Each begins at midnight, also after clocks were put forward or back."""
+    first = date(*time.localtime(begin)[:3]).toordinal() // number * number
+    last = date(*time.localtime(max(end - 1, begin))[:3]).toordinal()
+    days = map(date.fromordinal, range(max(first, 1), last + 1, number))
+    return [int(time.mktime((day.year, day.month, day.day, 0, 0, 0, 0, 0, -1))) for day in days]
 
 
 def format_start(start: int, seconds: int) -> str:

@@ -65,3 +65,8 @@ def make_endpoint(text: str) -> Endpoint:
     """Of "192.0.2.1:80" or "[2001:db8::1]:80"."""
     address, _, port = text.rpartition(":")
     return Endpoint(ipaddress.ip_address(address.strip("[]")).packed + int(port).to_bytes(2, "big"))
+
+
+def list_fields(event: Event, more: Mapping[str, str] = TRUSTED) -> dict[str, bytes]:
+    """As a reader of the journal has them."""
+    return {name: text.encode() for name, text in {**event.fields, **more}.items()}
