@@ -21,6 +21,7 @@ PROJECT = Path(__file__).parents[2]
 CACHE = Path(tempfile.gettempdir()) / "tcpwatchd-trees"
 PACKAGES = "systemd,systemd-sysv,python3-systemd,python3-sdnotify,iproute2,make,rpm"
 FAIL2BAN = "fail2ban,nftables"
+PROMETHEUS = "prometheus,prometheus-node-exporter"
 BOOT_TIMEOUT = 60.0
 
 Booted = TypeVar("Booted", bound="Container")

@@ -6,12 +6,18 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.system.container import CACHE, FAIL2BAN, make_tree
+from tests.system.container import CACHE, FAIL2BAN, PROMETHEUS, make_tree
 from tests.system.machine import KERNEL
 from tests.system.packages import TOOLS
 
 SUITES = ("bookworm", "trixie")
-KINDS = {"plain": "", "with a kernel": KERNEL, "with build tools": TOOLS, "with fail2ban": FAIL2BAN}
+KINDS = {
+    "plain": "",
+    "with a kernel": KERNEL,
+    "with build tools": TOOLS,
+    "with fail2ban": FAIL2BAN,
+    "with Prometheus": PROMETHEUS,
+}
 
 
 def prepare(suite: str) -> None:
