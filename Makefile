@@ -73,7 +73,7 @@ install:  ## install to $(DESTDIR)$(PREFIX)
 	    chmod 644 $$folder/$$page; \
 	done
 	install -D -m 644 -t $(DESTDIR)$(COMPLETIONDIR) packaging/completions/tcpwatchd
-	for file in $$(cd packaging/examples && find . -name '*.conf'); do \
+	for file in $$(cd packaging/examples && find . -type f); do \
 	    install -D -m 644 packaging/examples/$$file $(DESTDIR)$(DOCDIR)/examples/$$file || exit 1; \
 	done
 	install -d $(CONFIG).d

@@ -21,6 +21,10 @@ OF_NODE_EXPORTER = "node-exporter.conf"
 """Tried for good beside it."""
 OF_FAIL2BAN = {f"fail2ban/{folder}/tcpwatchd.conf" for folder in ("action.d", "filter.d", "jail.d")}
 """Tried for good by tests/system/test_fail2ban.py."""
+OF_PROMETHEUS = {
+    f"prometheus/{name}" for name in ("prometheus.yml", "tcpwatchd.rules.yml", "tcpwatchd-dashboard.json")
+}
+"""Tried for good by tests/system/test_prometheus.py."""
 PREFIX, SUBNET = r"\S+ tcpwatchd\[\d+\]: ", r"(?P<subnet>[0-9a-f.:]+(?:/\d+)?)"
 """What fail2ban puts there, in short."""
 SCAN = PortScan(bytes((192, 0, 2, 7)), None, 0, 0, [22], [1, 2, 3], [bytes((10, 0, 0, 5))], False, False, "")
@@ -107,7 +111,7 @@ def pack(address: str, port: int) -> Endpoint:
 
 def test_each_example_is_tried() -> None:
     files = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file()}
-    assert files == {*CASES, OF_THE_UNIT, OF_NODE_EXPORTER, *OF_FAIL2BAN}
+    assert files == {*CASES, OF_THE_UNIT, OF_NODE_EXPORTER, *OF_FAIL2BAN, *OF_PROMETHEUS}
 
 
 @pytest.mark.parametrize(

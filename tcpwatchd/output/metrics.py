@@ -243,7 +243,8 @@ def format_value(name: str, labels: dict[str, str], value: Value) -> Iterator[st
         yield f"{name}{format_labels(labels)} {format_number(value)}"
         return
     number = 0
-    for bound, count in zip((*map(format_number, value.bounds), "+Inf"), value.counts):
+    # As node_exporter writes them when it hands the metrics on: the bounds are labels, and "1" is not "1.0".
+    for bound, count in zip((*[f"{bound:g}" for bound in value.bounds], "+Inf"), value.counts):
         number += count
         yield f"{name}_bucket{format_labels({**labels, 'le': bound})} {number}"
     yield f"{name}_sum{format_labels(labels)} {format_number(value.sum / value.unit)}"

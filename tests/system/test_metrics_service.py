@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SERVICE, SOCKET = "tcpwatchd-metrics.service", "tcpwatchd-metrics.socket"
 FOLDER = "/run/private/tcpwatchd-state/metrics"
-ENABLE, ELSEWHERE, _ = read_blocks("Metrics")
-"""Of the README; what is for node_exporter is run beside it."""
+ENABLE, ELSEWHERE, *_ = read_blocks("Metrics")
+"""Of the README; what is for others is run beside them (test_prometheus.py)."""
 URL = ENABLE[-1].split()[-1]
 HOST, SCRAPER = "10.77.0.1", "10.77.0.2"
 SLOW = 20

@@ -157,8 +157,9 @@ def scrape(machine: Container, version: str) -> str:
 
 def check_examples(installed: str) -> None:
     ours = PROJECT / "packaging/examples"
-    examples = {str(path.relative_to(ours)) for path in ours.rglob("*.conf")}
-    assert set(re.findall(r"^/usr/share/doc/.*/examples/(.*\.conf)$", installed, re.MULTILINE)) == examples
+    examples = {str(path.relative_to(ours)) for path in ours.rglob("*") if path.is_file()}
+    listed = re.findall(r"^/usr/share/doc/.*/examples/(.*\.(?:conf|yml|json|gz))$", installed, re.MULTILINE)
+    assert set(listed) == examples, "none of them compressed"
 
 
 def check_autopkgtest(machine: Container) -> None:
