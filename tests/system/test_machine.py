@@ -146,3 +146,16 @@ def test_what_is_told_of_port_scans(suite: str, tmp_path: Path) -> None:
     assert results["scans"] == 2 * len(FIREWALLS) * len(KINDS)
     assert results["wrong"] == []
     assert results["units"] == "active"
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_the_metrics_are_for_who_may_have_them(suite: str, tmp_path: Path) -> None:
+    """A container has neither systemd's firewall nor its bounds of memory."""
+    results = run_inside(suite, "tests.system.inside_metrics.who_may_scrape", "", tmp_path)
+    answers = [results[name] for name in ("as it stands", "allowed", "other", "here")]
+    assert answers == ["HTTP/1.0 200 OK"] * 2 + ["TimeoutError"] * 2
+    assert set(results["capabilities"]) == {"0" * 16}
+    assert (results["failed units"], results["said"]) == ("", "")
+    assert "0.2 SAFE" in results["exposure"]
+    assert int(results["MemoryCurrent"]) < 32 << 20
