@@ -237,7 +237,9 @@ def test_what_cannot_be_kept_is_told_once_and_so_is_that_it_is_kept_again(proc: 
         wait_until(lambda: len(list(opened.iterdir())) <= before, 5, "nothing stays open")
         show(proc)
         assert read_event(daemon)["MESSAGE_ID"] == event.KEEPING_RECOVERED
-    assert len(list(narrow.iterdir())) == 2
+    assert {path.name.partition(".")[0] for path in narrow.iterdir()} == {"baseline", "log", "metrics"}
+    assert len(list(narrow.iterdir())) == 3
+    assert [path.name for path in (narrow / "metrics").iterdir()] == ["tcpwatchd.prom"]
     assert len(daemon.end(signal.SIGTERM)[1].splitlines()) == 1
 
 
