@@ -105,7 +105,14 @@ def test_what_is_told_many_in_one_has_no_source_port_that_is_known() -> None:
 
 @pytest.mark.parametrize(
     ("text", "column"),
-    [("ingress and", 12), ("port", 5), ("prot 80", 1), ("host example.org", 6), ("port 99999", 6), ("(ip", 4)],
+    [
+        ("ingress and", 12),
+        ("port", 5),
+        ("prot 80", 1),
+        ("host example.org", 6),
+        ("port 99999", 6),
+        ("(ip", 4),
+    ],
 )
 def test_a_wrong_filter_names_the_column(text: str, column: int) -> None:
     with pytest.raises(UsageError, match=f"^filter, column {column}: expected "):
@@ -118,7 +125,7 @@ def test_a_wrong_filter_names_the_column(text: str, column: int) -> None:
 )  # fmt: skip
 def test_what_the_daemon_does_not_write_is_refused(bad: dict[str, bytes]) -> None:
     fields = list_fields(event.connection_opened(make(owner=WEB), TIME))
-    with pytest.raises(ValueError, match="address|literal|decode"):
+    with pytest.raises(ValueError, match=r"address|literal|decode"):
         compile_filter("process x or unit y.service or ip")({**fields, **bad})
 
 
@@ -151,7 +158,9 @@ connections = st.builds(
     owners.map(lambda owner: owner._replace(name=None)),
     st.sampled_from(["trace", "poll", "startup"]),
 )
-words = st.sampled_from([case[0] for case in CASES if case[0] != "here"] + ["user nginx", "process *", "unit *"])
+words = st.sampled_from(
+    [case[0] for case in CASES if case[0] != "here"] + ["user nginx", "process *", "unit *"]
+)
 expressions = st.recursive(
     words,
     lambda inner: st.one_of(
