@@ -88,14 +88,14 @@ def main() -> int:
 
 
 def open_standard_streams() -> None:
-    """Were one closed, the next file to be opened would get its number; to write to it fails, as it should."""
+    """Were one closed, the next file to be opened would get its number; to write to it fails."""
     while (null := os.open(os.devnull, os.O_RDONLY)) <= STDERR:
         os.set_inheritable(null, True)
     os.close(null)
     if sys.stdout is None:
-        sys.stdout = open(STDOUT, "w", encoding="utf-8", closefd=False)
+        sys.stdout = open(STDOUT, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(STDERR, "w", encoding="utf-8", closefd=False)
+        sys.stderr = open(STDERR, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def leave_stdout() -> None:
@@ -117,7 +117,7 @@ def print_error(text: str) -> None:
 
 def make_report(arguments: Sequence[str]) -> None:
     """Raises Failure, OSError and ImportError."""
-    given = make_parser().parse_intermixed_args(arguments)
+    given = make_parser().parse_intermixed_args(join_times(arguments))
     words = list(given.filter)
     if given.boot is not None and not is_boot(given.boot):
         words.insert(0, given.boot)  # -b alone, before a filter
@@ -152,6 +152,17 @@ def find_period(
     end = until if until is not None else last if to_last and last is not None else now
     begin = since if since is not None else min(end, first) if first is not None else end
     return begin, max(begin, end)
+
+
+def join_times(arguments: Sequence[str]) -> list[str]:
+    """A time can begin with a minus, and argparse takes that for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--since", "--until"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def check_form(given: argparse.Namespace) -> None:
