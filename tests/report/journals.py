@@ -61,7 +61,7 @@ def make_connection(
         address, _, port = text.rpartition(":")
         ends.append(Endpoint(bytes(map(int, address.split("."))) + int(port).to_bytes(2, "big")))
     who = owner or Owner(user=33, unit="nginx.service", name="nginx")
-    return Connection(*ends, direction, TcpState.ESTABLISHED, "trace", time, owner=who)
+    return Connection(ends[0], ends[1], direction, TcpState.ESTABLISHED, "trace", time, owner=who)
 
 
 def list_fields(event: Event, more: Mapping[str, str] = TRUSTED) -> dict[str, bytes]:

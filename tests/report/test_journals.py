@@ -235,7 +235,7 @@ def test_first_seen_are_those_that_no_entry_from_before_names(tmp_path: Path) ->
 
 @pytest.mark.parametrize("files", [1, 2])
 def test_nobody_else_makes_a_peer_known(tmp_path: Path, files: int) -> None:
-    """Who is about to call writes its address into the journal before: it is seen for the first time still."""
+    """Not who is about to call, and has its address written into the journal before."""
     forged = [
         export(open_at(BEGIN + 1, "203.0.113.9"), {**TRUSTED, "_SYSTEMD_UNIT": "evil.service"}),
         export(open_at(BEGIN + 2, "203.0.113.9"), {**TRUSTED, "SYSLOG_IDENTIFIER": "logger", "_UID": "1000"}),
