@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_STEPS = 24
 WIDEST_BAR = 40
 LEAST_WIDTH = 60
-WIDTH_OF_FILES = 200
+WIDTH_OF_FILES = 1_000
 """Columns where there is no terminal: there nothing need be cut."""
 COLOURS = {IN: "cyan", OUT: "yellow", WITHIN: "magenta"}
 
