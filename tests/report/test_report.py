@@ -322,7 +322,7 @@ sys.exit(status)
 
 
 def test_memory_does_not_grow_with_the_journal(tmp_path: Path) -> None:
-    """Each connection has a peer of its own, so that all tallies are full; a row of each takes more than 1 kB."""
+    """Each connection has a peer of its own, so all tallies are full; a row of each takes over 1 kB."""
     anonymous = []
     for number in 50_000, 130_000:
         folder = tmp_path / str(number)
