@@ -11,7 +11,12 @@ class UsageError(Failure):
     """What was asked for makes no sense, or cannot be had here; the text names the flag or the setting."""
 
 
-PACKAGES = {"systemd": ("python3-systemd", "systemd-python"), "sdnotify": ("python3-sdnotify", "sdnotify")}
+PACKAGES = {
+    "systemd": ("python3-systemd", "systemd-python"),
+    "sdnotify": ("python3-sdnotify", "sdnotify"),
+    "rich": ("python3-rich", "rich"),
+    "jinja2": ("python3-jinja2", "Jinja2"),
+}
 """What brings a module: the package of Debian and Fedora, and that of PyPI."""
 
 

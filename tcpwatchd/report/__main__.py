@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
@@ -23,8 +24,9 @@ from tcpwatchd.report.summary import Summary
 from tcpwatchd.report.tally import count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+STDOUT, STDERR = 1, 2
 MOST_ROWS = 1_000
 COLLECT_AFTER = 50_000
 """Objects that are made before the garbage collector looks: most are of one entry, and gone with it."""
@@ -60,7 +62,7 @@ def make_parser() -> Parser:
 
 
 def parse_number(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MOST_ROWS:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= MOST_ROWS:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to {MOST_ROWS}, found {text!r}")
     return int(text)
 
@@ -68,6 +70,7 @@ def parse_number(text: str) -> int:
 def main() -> int:
     """Returns 0 for a report, also of nothing; 1 after a fault, 2 for wrong usage."""
     gc.set_threshold(COLLECT_AFTER)
+    open_standard_streams()
     try:
         make_report(sys.argv[1:])
         sys.stdout.flush()
@@ -84,21 +87,37 @@ def main() -> int:
     return 0
 
 
+def open_standard_streams() -> None:
+    """Were one closed, the next file to be opened would get its number; to write to it fails."""
+    while (null := os.open(os.devnull, os.O_RDONLY)) <= STDERR:
+        os.set_inheritable(null, True)
+    os.close(null)
+    if sys.stdout is None:
+        sys.stdout = open(STDOUT, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(STDERR, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def leave_stdout() -> None:
     """What could not be written is not tried again at the end."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, STDOUT)
     os.close(null)
 
 
 def print_error(text: str) -> None:
     line = f"tcpwatchd-report: {text}".encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
-    print(line, file=sys.stderr)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # closed: there is nowhere left to tell it
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, STDERR)
+        os.close(null)
 
 
 def make_report(arguments: Sequence[str]) -> None:
     """Raises Failure, OSError and ImportError."""
-    given = make_parser().parse_intermixed_args(list(join_times(arguments)))
+    given = make_parser().parse_intermixed_args(join_times(arguments))
     words = list(given.filter)
     if given.boot is not None and not is_boot(given.boot):
         words.insert(0, given.boot)  # -b alone, before a filter
@@ -120,17 +139,8 @@ def make_report(arguments: Sequence[str]) -> None:
     read = journals.read(since or 0, until or FOREVER, boot)
     for written, fields in follow(read, begin, end, sys.stderr):
         add(written, fields)
-    first_seen = find_first_seen(summary, journals, given.top)
+    first_seen = find_first_seen(summary, journals, given)
     write(given, summary, first_seen, journals.faults)
-
-
-def join_times(arguments: Sequence[str]) -> Iterator[str]:
-    """A time can begin with "-", which argparse takes only from behind a "="."""
-    words = iter(arguments)
-    for word in words:
-        time_follows = word in ("--since", "--until")
-        following = next(words, None) if time_follows else None
-        yield word if following is None else f"{word}={following}"
 
 
 def find_period(
@@ -144,6 +154,17 @@ def find_period(
     return begin, max(begin, end)
 
 
+def join_times(arguments: Sequence[str]) -> list[str]:
+    """A time can begin with a minus, and argparse takes that for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--since", "--until"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def check_form(given: argparse.Namespace) -> None:
     """What is needed is imported before the journal is read. Raises ImportError."""
     if given.html is not None:
@@ -152,15 +173,15 @@ def check_form(given: argparse.Namespace) -> None:
         import rich  # noqa: F401
 
 
-def find_first_seen(summary: Summary, journals: Journals, top: int) -> FirstSeen:
+def find_first_seen(summary: Summary, journals: Journals, given: argparse.Namespace) -> FirstSeen:
     """Of those that are counted, which are not all if there were too many."""
     since = journals.begins
     if since is None or since >= summary.since:
         return FirstSeen(None, [], 0)
     peers = {peer for peer, row in summary.peers.rows.items() if count(row)}
-    new = peers - journals.find_known(peers, summary.since)
+    new = peers - journals.find_known(peers, summary.since, given.unit)
     ranked = sorted(new, key=lambda peer: (-count(summary.peers.rows[peer]), peer))
-    return FirstSeen(since, [(peer, summary.peers.rows[peer]) for peer in ranked[:top]], len(new))
+    return FirstSeen(since, [(peer, summary.peers.rows[peer]) for peer in ranked[: given.top]], len(new))
 
 
 def write(given: argparse.Namespace, summary: Summary, first_seen: FirstSeen, faults: list[str]) -> None:
@@ -182,19 +203,28 @@ def write(given: argparse.Namespace, summary: Summary, first_seen: FirstSeen, fa
 
 def write_file(path: str, text: str) -> None:
     """In one step, so that whoever looks sees the old page or the new one. Raises OSError."""
-    if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
-        with sys.stdout if path == "-" else open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+    if path == "-":
+        sys.stdout.buffer.write(text.encode())
         return
-    new = f"{path}.{os.getpid()}.new"
     try:
-        with open(new, "x", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(new, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+        else:
+            replace_file(path, text)
+    except OSError as error:  # that a disk is full is told without a name
         raise OSError(error.errno, error.strerror, path) from error
+
+
+def replace_file(path: str, text: str) -> None:
+    """Raises OSError."""
+    new = f"{path}.{os.getpid()}.new"
+    with open(new, "x", encoding="utf-8") as file, contextlib.ExitStack() as stack:
+        stack.callback(os.unlink, new)
+        file.write(text)
+        file.flush()
+        os.replace(new, path)
+        stack.pop_all()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ a word when it reads many at once, and little of them is mapped into memory at a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,7 @@ ROOTS = ("/var/log/journal", "/run/log/journal")
 NAME = re.compile(r".+\.journal~?").fullmatch
 IDENTIFIER = "SYSLOG_IDENTIFIER=tcpwatchd"
 MAY_READ = "only root and members of the groups adm and systemd-journal may"
+UNIT = "_SYSTEMD_UNIT"
 ADDRESSES = "SOURCE_IP", "DESTINATION_IP"
 
 
@@ -37,6 +39,7 @@ class Place(NamedTuple):
 class Journal(NamedTuple):
     """A file with entries of tcpwatchd, and when the first and the last of them were written.
 
+    If the clock was set back, which journald begins another file for, the last can be the older one.
     Times are in microseconds since the epoch. The descriptor stays the file's when journald renames it.
     """
 
@@ -74,7 +77,8 @@ class Journals:
                     *(entry.path for entry in scan(place.directory) if entry.is_dir()),
                 ]
             except OSError as error:
-                raise Failure(describe(error)) from error
+                who = f", {MAY_READ}" if isinstance(error, PermissionError) else ""
+                raise Failure(describe(error) + who) from error
         elif place.merge:
             folders = [entry.path for root in ROOTS for entry in self._scan(root) if entry.is_dir()]
         else:
@@ -125,13 +129,13 @@ class Journals:
     @property
     def begins(self) -> int | None:
         """When the oldest entry was written, microseconds since the epoch."""
-        return self.files[0].first if self.files else None
+        return min(min(file.first, file.last) for file in self.files) if self.files else None
 
     def find_period(self, boot: str | None) -> tuple[int, int] | None:
         """When the first and the last entry were written, of one boot if it is given."""
         ends = [self._find_ends(file, boot) for file in self.files]
         found = [pair for pair in ends if pair]
-        return (min(first for first, _ in found), max(last for _, last in found)) if found else None
+        return (min(map(min, found)), max(map(max, found))) if found else None
 
     def _find_ends(self, file: Journal, boot: str | None) -> tuple[int, int] | None:
         return (file.first, file.last) if boot is None else find_ends(file.descriptor, boot)
@@ -139,37 +143,46 @@ class Journals:
     def read(self, since: int, until: int, boot: str | None) -> Iterator[tuple[int, Fields]]:
         """When each entry was written, and its fields. What is found to be damaged is added to the faults."""
         for file in self.files:
-            if file.first <= until and file.last >= since:
+            if file.first > file.last or (file.first <= until and file.last >= since):
                 yield from self._read_file(file, since, until, boot)
 
     def _read_file(
         self, file: Journal, since: int, until: int, boot: str | None
     ) -> Iterator[tuple[int, Fields]]:
-        written = 0
+        written = broken = 0
         try:
             ends = self._find_ends(file, boot)
             if not ends:
                 return
             with open_reader(file.descriptor, boot) as reader:
-                reader.seek_realtime(max(since, file.first) / 1e6)
+                if file.first <= file.last:
+                    reader.seek_realtime(max(since, file.first) / 1e6)
+                else:
+                    reader.seek_head()
                 following, find_time, find_fields = reader._next, reader._get_realtime, reader._get_all
                 while following():
                     written = find_time()
                     if since <= written <= until:  # the clock can have been set back
-                        yield written, find_fields()
+                        try:
+                            fields = find_fields()
+                        except ValueError:  # what should be the name of a field is none
+                            broken += 1
+                            continue
+                        yield written, fields
         except OSError as error:
             self.faults.append(f"{file.path}: {error.strerror or error}: read in part")
             return
-        if written != ends[1]:
+        if broken or written != ends[1]:
             self.faults.append(f"{file.path}: it is damaged: read in part")
 
-    def find_known(self, addresses: set[bytes], before: int) -> set[bytes]:
-        """Those that entries from before that time name: microseconds since the epoch."""
+    def find_known(self, addresses: set[bytes], before: int, unit: str) -> set[bytes]:
+        """Those that the unit's entries from before that time name: microseconds since the epoch."""
         known: set[bytes] = set()
         for file in reversed(self.files):
-            if file.first < before and len(known) < len(addresses):
+            missing = addresses - known
+            if missing and (file.first < before or file.last < before):
                 try:
-                    known |= addresses.intersection(list_addresses(file, before))
+                    known |= find_named(file, missing, before, unit)
                 except OSError as error:
                     self.faults.append(f"{file.path}: {error.strerror or error}: read in part")
         return known
@@ -207,17 +220,34 @@ def find_ends(descriptor: int, boot: str | None = None) -> tuple[int, int] | Non
         return first, reader._get_realtime() if reader._previous() else first
 
 
-def list_addresses(file: Journal, before: int) -> Iterator[bytes]:
-    """All that are named, from before that time. Raises OSError."""
+def find_named(file: Journal, addresses: set[bytes], before: int, unit: str) -> set[bytes]:
+    """Those of them that the unit's entries name, from before that time. Raises OSError."""
     with open_reader(file.descriptor) as reader:
-        if file.last < before:  # the index of the file has them without its entries
-            for name in ADDRESSES:
-                yield from (str(value).encode() for value in reader.query_unique(name))
-            return
+        reader.add_match(f"{UNIT}={unit}")
+        if max(file.first, file.last) >= before:
+            return addresses.intersection(list_addresses(reader, before))
+        # The index of the file has them without its entries, but also those that others wrote there.
+        named = {str(value).encode() for name in ADDRESSES for value in reader.query_unique(name)}
+        return {address for address in addresses & named if is_named(reader, address.decode(), unit)}
+
+
+def list_addresses(reader: Reader, before: int) -> Iterator[bytes]:
+    reader.seek_head()
+    while reader._next() and reader._get_realtime() < before:
+        for name in ADDRESSES:
+            with contextlib.suppress(KeyError):
+                yield reader._get(name)
+
+
+def is_named(reader: Reader, address: str, unit: str) -> bool:
+    for name in ADDRESSES:
+        reader.flush_matches()
+        for match in (IDENTIFIER, f"{UNIT}={unit}", f"{name}={address}"):
+            reader.add_match(match)
         reader.seek_head()
-        while reader._next() and reader._get_realtime() < before:
-            fields = reader._get_all()
-            yield from (fields[name] for name in ADDRESSES if name in fields)
+        if reader._next():
+            return True
+    return False
 
 
 def describe_place(place: Place) -> str:

@@ -90,7 +90,7 @@ def shorten(number: int) -> str:
     """To three digits: "12.3k"."""
     size, units = float(number), iter("kMGT")
     unit = ""
-    while size >= 999.5:
+    while size >= 999.5 and unit != "T":
         size, unit = size / 1000, next(units)
     return f"{float(f'{size:.3g}'):g}{unit}"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_STEPS = 24
 WIDEST_BAR = 40
 LEAST_WIDTH = 60
-WIDTH_OF_FILES = 200
+WIDTH_OF_FILES = 1_000
 """Columns where there is no terminal: there nothing need be cut."""
 COLOURS = {IN: "cyan", OUT: "yellow", WITHIN: "magenta"}
 
@@ -29,9 +29,9 @@ def print_report(file: IO[str], summary: Summary, outline: Outline) -> None:
     console = Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=not file.isatty())
     if not file.isatty():
         console.width = WIDTH_OF_FILES
-    console.print(Text(outline.title, style="bold"))
+    console.print(make_text(console, outline.title, "bold"))
     for sentence in outline.sentences:
-        console.print(Text(sentence))
+        console.print(make_text(console, sentence))
     if summary.connections:
         print_timeline(console, summary)
     for table in outline.tables:
@@ -39,7 +39,13 @@ def print_report(file: IO[str], summary: Summary, outline: Outline) -> None:
     if outline.warnings:
         print_title(console, "What this report could not see")
         for warning in outline.warnings:
-            console.print(Text(warning))
+            console.print(make_text(console, warning))
+
+
+def make_text(console: Console, text: str, style: str = "") -> Text:
+    r"""What the terminal's encoding does not have becomes \xNN or the like."""
+    encoding = console.encoding
+    return Text(text.encode(encoding, "backslashreplace").decode(encoding), style=style)
 
 
 def print_title(console: Console, title: str) -> None:
@@ -50,7 +56,7 @@ def print_title(console: Console, title: str) -> None:
 def print_timeline(console: Console, summary: Summary) -> None:
     timeline = make_timeline(summary, MOST_STEPS)
     print_title(console, f"Connections in each {timeline.unit}")
-    grid = make_grid(["<", "<", *COUNTS])
+    grid = make_grid(["<", "<", *COUNTS], console)
     most = max(sum(step.counts) for step in timeline.steps)
     width = max(10, min(WIDEST_BAR, console.width - 40))
     for step in timeline.steps:
@@ -74,15 +80,15 @@ def make_bar(counts: list[int], scale: float, plain: bool) -> Text:
 def print_table(console: Console, table: Table) -> None:
     print_title(console, table.title)
     if table.rows:
-        grid = make_grid(table.columns)
+        grid = make_grid(table.columns, console)
         for row in table.rows:
-            grid.add_row(*map(Text, row))
+            grid.add_row(*(make_text(console, text) for text in row))
         console.print(grid)
     for note in table.notes:
-        console.print(Text(note, style="dim"))
+        console.print(make_text(console, note, "dim"))
 
 
-def make_grid(columns: list[str]) -> Grid:
+def make_grid(columns: list[str], console: Console) -> Grid:
     """Columns of numbers keep their width, those of text are cut where there is no room."""
     grid = Grid(box=None, pad_edge=False, header_style="underline", show_header=any(columns))
     for column in columns:
@@ -91,7 +97,7 @@ def make_grid(columns: list[str]) -> Grid:
             Text(column.lstrip("<")),
             justify="left" if is_text else "right",
             no_wrap=True,
-            overflow="ellipsis",
+            overflow="ellipsis" if console.encoding == "utf-8" else "crop",
             min_width=None if is_text else len(column),
         )
     return grid

@@ -58,7 +58,7 @@ def make_connection(
 ) -> Connection:
     who = owner or Owner(user=33, unit="nginx.service", name="nginx")
     ends = make_endpoint(source), make_endpoint(destination)
-    return Connection(*ends, direction, TcpState.ESTABLISHED, "trace", time, owner=who)
+    return Connection(ends[0], ends[1], direction, TcpState.ESTABLISHED, "trace", time, owner=who)
 
 
 def make_endpoint(text: str) -> Endpoint:

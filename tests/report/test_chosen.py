@@ -37,11 +37,17 @@ def make(
     socket = Socket(0, 1, network)
     shown = owner._replace(network=None if network == POLLED else network)
     return Connection(
-        *ends, direction, TcpState.ESTABLISHED, detected_by, TIME * 1000,  # type: ignore[arg-type]
+        ends[0],
+        ends[1],
+        direction,  # type: ignore[arg-type]
+        TcpState.ESTABLISHED,
+        detected_by,  # type: ignore[arg-type]
+        TIME * 1000,
         opener=socket if direction != "ingress" else None,
         acceptor=socket if direction == "ingress" else None,
-        owner=shown, listener=listener,
-    )  # fmt: skip
+        owner=shown,
+        listener=listener,
+    )
 
 
 SIX = "[20010db8000000000000000000000007]:5973"
@@ -121,11 +127,16 @@ def test_a_wrong_filter_names_the_column(text: str, column: int) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"SOURCE_IP": b"no address"}, {"SOURCE_PORT": b"x"}, {"PROCESS_NAME": b"\xff"}, {"PROCESS_USER_ID": b"x"}],
-)  # fmt: skip
+    [
+        {"SOURCE_IP": b"no address"},
+        {"SOURCE_PORT": b"x"},
+        {"PROCESS_NAME": b"\xff"},
+        {"PROCESS_USER_ID": b"x"},
+    ],
+)
 def test_what_the_daemon_does_not_write_is_refused(bad: dict[str, bytes]) -> None:
     fields = list_fields(event.connection_opened(make(owner=WEB), TIME))
-    with pytest.raises(ValueError, match="address|literal|decode"):
+    with pytest.raises(ValueError, match=r"address|literal|decode"):
         compile_filter("process x or unit y.service or ip")({**fields, **bad})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ from tcpwatchd.connection import Closed, Connection, Endpoint, Owner, TcpState
 from tcpwatchd.output import event
 from tcpwatchd.report import summary as module
 from tcpwatchd.report.summary import SECOND, Summary
-from tcpwatchd.report.tally import BYTES, RESETS, count
+from tcpwatchd.report.tally import BYTES, RESETS, Tally, count
 from tests.report.journals import TRUSTED, list_fields, make_connection
 
 if TYPE_CHECKING:
@@ -183,17 +183,19 @@ def test_each_connection_counts_once(report: str, history: list[Life]) -> None:
 @given(st.sampled_from(["opened", "closed", "both"]), histories)
 def test_rows_add_up(report: str, history: list[Life]) -> None:
     summary, plain = sum_up(tell(report, history)), Plain(report, history)
-    for tally, find_key in (
+    tallies: list[tuple[Tally, Callable[[Life], Any]]] = [
         (summary.services, lambda life: SERVICES[life.owner]),
         (summary.ports, lambda life: str(life.port).encode()),
         (summary.peers, lambda life: life.direction < 2 and find_peer(life)),
         (summary.pairs, lambda life: life.direction < 2 and (SERVICES[life.owner], find_peer(life))),
-    ):
-        counts = plain.sum_by(lambda life, key=find_key: (key(life), life.direction), history, plain.counted)
-        resets = plain.sum_by(
-            lambda life, key=find_key: (key(life), life.by == "reset"), history, plain.closed
-        )
-        sent = Counter[object]()
+    ]
+    for tally, find_key in tallies:
+        counts, resets = Counter[Any](), Counter[Any]()
+        for index, number in plain.counted.items():
+            counts[find_key(history[index]), history[index].direction] += number
+        for index, number in plain.closed.items():
+            resets[find_key(history[index]), history[index].by == "reset"] += number
+        sent = Counter[Any]()
         for index, number in plain.closed.items():
             life = history[index]
             times = number if life.told != "folded" else 1  # that has the sums
@@ -336,13 +338,15 @@ def list_good() -> list[dict[str, bytes]]:
     ]
 
 
-def list_state(summary: Summary) -> dict[str, object]:
-    state = {name: value for name, value in vars(summary).items() if name not in ("_moment", "malformed")}
+def list_state(summary: Summary) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        name: value for name, value in vars(summary).items() if name not in ("_moment", "malformed")
+    }
     for name in "services", "ports", "peers", "pairs":
-        state[name] = state[name].rows  # type: ignore[attr-defined]
+        state[name] = state[name].rows
     for name in "longest", "largest":
-        state[name] = state[name].items  # type: ignore[attr-defined]
-    return state | {"entries": 0, "hosts": 0}
+        state[name] = state[name].items
+    return {**state, "entries": 0, "hosts": 0}
 
 
 BAD: list[object] = [

@@ -1,4 +1,4 @@
-"""Steps of time: few, local, none left out, and where people expect them when clocks are put forward or back."""
+"""Steps of time: few, local, none left out, and where people expect them when clocks change."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ def test_every_connection_is_in_one_of_few_steps(
 
 @pytest.mark.parametrize(
     ("seconds", "unit"),
-    [(1, "second"), (10, "second"), (23, "second"), (60, "5 seconds"), (3600, "5 minutes"), (7200, "10 minutes"),
+    [(1, "second"), (10, "second"), (23, "second"), (60, "5 seconds"),
+     (3600, "5 minutes"), (7200, "10 minutes"),
      (A_DAY, "2 hours"), (7 * A_DAY, "12 hours"), (23 * A_DAY, "2 days"), (365 * A_DAY, "28 days"),
      (3650 * A_DAY, "182 days")],
 )  # fmt: skip
