@@ -34,7 +34,8 @@ SCAN, COUNTED = event.PORT_SCAN.encode(), event.CONNECTIONS_COUNTED.encode()
 STARTED = event.WATCH_STARTED.encode()
 HOW = frozenset({b"fin", b"reset", b"timeout", b""})
 START = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z").fullmatch
-NUMBER = re.compile(rb"[0-9]{1,20}").fullmatch
+LONGEST_NUMBER = 20
+"""Digits of what 64 bits hold."""
 IGNORED = re.compile(rb"(?:^|, )([0-9]{1,20}) by ")
 SUMS = ("TCPWATCHD_RECORDS_LOST", "TCPWATCHD_MISSED_INBOUND", "TCPWATCHD_MISSED_OUTBOUND")
 LEAST_SAID = b"5"
@@ -94,7 +95,7 @@ class Summary:
     ) -> None:
         self.since, self.until = since, until
         self._since, self._until = event.format_utc(since).encode(), event.format_utc(until).encode()
-        self._moment = b""
+        self._second, self._moment = b"none yet", b""
         self._unit, self._wanted = unit.encode(), wanted
         seconds = (until - since) / MICROSECONDS
         self.precision = next((unit for most, unit in PRECISIONS if seconds <= most), HOUR)
@@ -152,7 +153,8 @@ class Summary:
         start, direction = fields["EVENT_START"], DIRECTIONS[fields["NETWORK_DIRECTION"]]
         source, destination = fields["SOURCE_IP"], fields["DESTINATION_IP"]
         port, service = fields["DESTINATION_PORT"], find_service(fields)
-        parse_number(port)
+        if port not in self.ports.rows:
+            parse_number(port)
         is_one = "SOURCE_PORT" in fields
         number = 1 if is_one else parse_number(fields["EVENT_COUNT"])
         moment = self._place(start), direction
@@ -185,19 +187,25 @@ class Summary:
             peer = source if direction == IN else destination
             rows += self.peers.find_row(peer), self.pairs.find_row((service, peer))
         for row in rows:
-            row[direction] += new
-            row[BYTES] += size
-            row[RESETS] += reset
+            if new:
+                row[direction] += new
+            if size:
+                row[BYTES] += size
+            if reset:
+                row[RESETS] += reset
 
     def _place(self, start: bytes) -> bytes:
-        """Where in time it counts: what opened before the period, or is said to after it, at its ends."""
-        if not START(start):
-            raise ValueError(start)
-        moment = min(max(start, self._since), self._until)[: self.precision]
-        if moment != self._moment:
+        """Where in time it counts: what opened before the period, or is said to after it, at its ends.
+
+        Many opened in the second of the one before.
+        """
+        if start[:SECOND] != self._second:
+            if not START(start):
+                raise ValueError(start)
+            moment = min(max(start, self._since), self._until)[: self.precision]
             datetime.fromisoformat(moment.decode())
-            self._moment = moment
-        return moment
+            self._second, self._moment = start[:SECOND], moment
+        return self._moment
 
     def _note_opening(self, number: int, fields: Fields, key: int | Ends) -> None:
         self._has_openings = True
@@ -287,7 +295,7 @@ def find_service(fields: Fields) -> bytes:
 
 def parse_number(text: bytes) -> int:
     """Raises ValueError: a number that is longer than any that the daemon writes is none."""
-    if not NUMBER(text):
+    if not text.isdigit() or len(text) > LONGEST_NUMBER:
         raise ValueError(text)
     return int(text)
 

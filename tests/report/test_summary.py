@@ -340,7 +340,9 @@ def list_good() -> list[dict[str, bytes]]:
 
 def list_state(summary: Summary) -> dict[str, Any]:
     state: dict[str, Any] = {
-        name: value for name, value in vars(summary).items() if name not in ("_moment", "malformed")
+        name: value
+        for name, value in vars(summary).items()
+        if name not in ("_moment", "_second", "malformed")
     }
     for name in "services", "ports", "peers", "pairs":
         state[name] = state[name].rows
