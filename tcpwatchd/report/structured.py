@@ -50,10 +50,10 @@ def list_values(summary: Summary, first_seen: FirstSeen, faults: list[str], top:
             for said in summary.said.values()
         ],
         "missed": {name.removeprefix("TCPWATCHD_").lower(): number for name, number in summary.sums.items()},
-        "left_out": {
+        "not_counted": {
             "entries_of_other_units": sum(summary.others.values()),
             "malformed_entries": summary.malformed,
-            "scan_sources": summary.scans_left_out,
+            "scan_sources_left_out": summary.scans_left_out,
             "faults": faults,
         },
         "doubtful": {

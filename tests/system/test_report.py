@@ -62,7 +62,7 @@ def test_every_connection_is_counted_once(container: Container, report: Any) -> 
     said = container.run("journalctl", "-b", "-o", "cat", f"MESSAGE_ID={event.CONNECTION_OPENED}")
     assert report["connections"]["all"] == len(said.splitlines())
     assert report["missed"]["records_lost"] == lost
-    assert report["left_out"]["faults"] == []
+    assert report["not_counted"]["faults"] == []
 
 
 def test_commands_of_the_readme(container: Container) -> None:
