@@ -147,6 +147,8 @@ def tabulate_first_seen(first_seen: FirstSeen) -> Table:
         return Table(title, columns, [], ["The journal has nothing from before to compare with."])
     rows = [[show(peer), *map(str, row[:3])] for peer, row in first_seen.peers]
     notes = [f"Compared with entries since {format_time(first_seen.since)}."]
+    if not rows:
+        notes.insert(0, "None.")
     if first_seen.number > len(rows):
         notes.append(f"{first_seen.number - len(rows)} more are not shown.")
     return Table(title, columns, rows, notes)

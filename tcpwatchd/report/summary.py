@@ -164,20 +164,8 @@ class Summary:
             new = number
             self._note_opening(number, fields, key if is_one else (source, destination, port))
         else:
-            sizes = (
-                parse_number(fields.get("SOURCE_BYTES", b"0")),
-                parse_number(fields.get("DESTINATION_BYTES", b"0")),
-            )
-            how = fields.get("TCPWATCHD_CLOSED_BY", b"")
-            if how not in HOW:
-                raise ValueError(how)
-            if is_one:
-                self._note_flow(fields, service)
+            size, reset = self._note_closing(number, fields, direction, service)
             new = self._count_new(number, start, key if is_one else None, (source, destination, port))
-            self.closed[how] += number
-            self.sizes[direction][0] += sizes[0]
-            self.sizes[direction][1] += sizes[1]
-            size, reset = sum(sizes), number * (how == b"reset")
         if new:
             self.connections += new
             self.directions[direction] += new
@@ -221,6 +209,20 @@ class Summary:
             self._has_forgotten |= bool(self._open_longer)
             self._open, self._open_longer = set(), self._open
         self._open.add(key)
+
+    def _note_closing(self, number: int, fields: Fields, direction: int, service: bytes) -> tuple[int, int]:
+        """How many bytes it had, and how many were reset."""
+        sent = parse_number(fields.get("SOURCE_BYTES", b"0"))
+        answered = parse_number(fields.get("DESTINATION_BYTES", b"0"))
+        how = fields.get("TCPWATCHD_CLOSED_BY", b"")
+        if how not in HOW:
+            raise ValueError(how)
+        if "SOURCE_PORT" in fields:
+            self._note_flow(fields, service)
+        self.closed[how] += number
+        self.sizes[direction][0] += sent
+        self.sizes[direction][1] += answered
+        return sent + answered, number * (how == b"reset")
 
     def _count_new(self, number: int, start: bytes, key: int | None, ends: Ends) -> int:
         """How many of what closed opened in the period, and were not counted then."""

@@ -130,6 +130,8 @@ def test_first_seen_says_since_when_and_how_many() -> None:
     assert len(table.rows) == 3
     assert table.notes[0].startswith("Compared with entries since 2026-")
     assert table.notes[1] == "2 more are not shown."
+    outline = make_outline(sum_up(), FirstSeen(SINCE, [], 0), [], 10)
+    assert find_table(outline, "Peers seen for the first time").notes[0] == "None."
 
 
 def test_hosts_are_named_the_first_three() -> None:
