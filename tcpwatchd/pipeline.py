@@ -469,8 +469,6 @@ class Pipeline:
         """A failure is reported once, and when it is over. `others` are those that the loop knows, as in
         `format_metrics`.
         """
-        if not self._store.enabled:
-            return
         try:
             self._store.write_metrics(self._format_metrics(others, failed_polls).encode())
         except Exception as error:  # whatever went wrong, connections are reported all the same

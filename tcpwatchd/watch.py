@@ -90,8 +90,8 @@ class Watch:
         self._poll_at = self._drain_at = self._status_at = time.monotonic()
         self._check_at = self._poll_at + CHECK_EVERY
         """From when on each may be done, in seconds of CLOCK_MONOTONIC."""
-        self._status_behind = False
-        """Whether something was written since the status was told."""
+        self._status_behind = self._metrics_behind = False
+        """Whether something was written since the status was told, and found since metrics were written."""
         self._polled_at = -math.inf
         """When the last poll ended."""
         self._started = self._polled_time = time.time()
@@ -118,6 +118,7 @@ class Watch:
         self._set_next_poll()
         # First, so that what is ordered after this unit finds them.
         self._write_metrics()
+        self._metrics_behind = True
         self._notifier.ready(self._status())
         while not self._is_asked_to_stop():
             self._notifier.feed_watchdog()
@@ -169,6 +170,8 @@ class Watch:
             with self._counting_lost():
                 self._pipeline.send()
             self._status_behind = True
+        if self._metrics_behind and self._status_settled:
+            self._write_metrics()
         if self._status_behind and self._status_settled and time.monotonic() >= self._status_at:
             self._notify_status()
 
@@ -207,8 +210,11 @@ class Watch:
         self._set_next_poll()
         self._notify_status()
         self._write_metrics()
+        self._metrics_behind = True
 
     def _write_metrics(self) -> None:
+        """At a poll, and again when what it found is written."""
+        self._metrics_behind = False
         others: dict[str, dict[str, float]] = {
             "build_info": {__version__: 1},
             "start_time_seconds": {"": self._started},
@@ -224,6 +230,7 @@ class Watch:
             self._check_at = moment + CHECK_EVERY
             self._pipeline.check_trace()
             self._pipeline.settle()
+            self._metrics_behind = True
         elif moment >= self._find_next_settling(moment) and not self._outbox.full:
             self._pipeline.settle()
 

@@ -232,15 +232,17 @@ def test_metrics_are_there_from_the_first_poll_to_the_last_word(proc: Path, tmp_
     file = tmp_path / "metrics/tcpwatchd.prom"
     run_program("--once", prefix=with_proc(proc), env=environment)
     assert not file.exists()
+    show(proc, 5001)
     daemon = Daemon("--interval", "3600", *FAST[2:], prefix=with_proc(proc), env=environment)
     read_started(daemon)
     wait_until(file.exists, 10, "metrics")
     reported = re.compile(r'^tcpwatchd_connections_reported_total\{direction="egress"\} (\d+)$', re.MULTILINE)
-    assert reported.findall(file.read_text()) == ["0"]
+    wait_until(lambda: reported.findall(file.read_text()) == ["1"], 10, "what was written since the poll")
+    assert "tcpwatchd_entries_waiting 0\n" in file.read_text()
     assert "tcpwatchd_poll_interval_seconds 3600" in file.read_text()
-    show(proc, 5001)
+    show(proc, 5001, 5002)
     assert daemon.end(signal.SIGTERM)[0] == 0
-    assert reported.findall(file.read_text()) == ["1"], "the last poll is at the stop"
+    assert reported.findall(file.read_text()) == ["2"], "the last poll is at the stop"
 
 
 def test_an_empty_name_is_no_runtime_directory(proc: Path, tmp_path: Path) -> None:

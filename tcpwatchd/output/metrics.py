@@ -166,8 +166,8 @@ METRICS = (
     Metric(
         "connections_missed_total",
         "counter",
-        "Connections that opened, as connections_opened_total has it, and neither the trace nor a poll told "
-        "of; outbound ones are an upper bound.",
+        "Connections that opened, as tcpwatchd_connections_opened_total has it, and neither the trace nor a "
+        "poll told of; outbound ones are an upper bound.",
         ("missed_inbound", "missed_outbound"),
         "direction",
         ("inbound", "outbound"),

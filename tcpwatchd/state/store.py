@@ -107,17 +107,17 @@ class Store:
         """Replace the file of metrics in one step; anybody who gets to it may read it."""
         if not self.enabled:
             return
-        folder, new = self._path(METRICS_FOLDER), f"{METRICS}.new"
+        folder, new, path = self._path(METRICS_FOLDER), f"{METRICS}.new", self._path(METRICS)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
         os.chmod(folder, 0o755)  # noqa: S103, there is nothing in it that is not for all
         descriptor = self._write_new(new, text)
         try:
             os.fchmod(descriptor, 0o644)
-            os.replace(self._path(new), self._path(METRICS))
-        except OSError:
+            os.replace(self._path(new), path)
+        except OSError as error:  # of neither it names the file that is in the way
             self._remove(new)
-            raise
+            raise OSError(error.errno, error.strerror, path) from error
         finally:
             os.close(descriptor)
 

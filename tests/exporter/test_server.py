@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tcpwatchd.exporter.server import MOST, MOST_HEAD, NOTHING, PATIENCE, Server
+from tcpwatchd.exporter.server import LINGER, MOST, MOST_HEAD, NOTHING, PATIENCE, Server
 from tests.daemon import PROJECT
 from tests.namespace import wait_until
 
@@ -238,7 +238,40 @@ def test_a_file_that_cannot_be_read_is_told_once(tmp_path: Path, capfd: pytest.C
     served = Served(tmp_path / "metrics")
     for _ in range(3):
         assert served.ask()[0] == b"HTTP/1.0 500 Internal Server Error"
-    assert capfd.readouterr().err == f"tcpwatchd-metrics: {tmp_path}/metrics: Is a directory\n"
+    assert capfd.readouterr().err == f"tcpwatchd-metrics: {tmp_path}/metrics: no plain file\n"
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a link"])
+def test_what_is_no_plain_file_is_not_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Nor waited for: the daemon's user could have put it there."""
+    path, elsewhere = tmp_path / "metrics", tmp_path / "secret"
+    elsewhere.write_bytes(TEXT)
+    if kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(elsewhere)
+    served = Served(path)
+    for _ in range(3):
+        assert served.ask()[0] == b"HTTP/1.0 500 Internal Server Error"
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_who_is_being_served_at_the_end_is_answered() -> None:
+    """In a process of its own, whose end would end the thread."""
+    with listen() as listener:
+        process = start(listener)
+        slow = socket.create_connection(listener.getsockname(), timeout=SLOW)
+        slow.sendall(GET[:10])
+        with socket.create_connection(listener.getsockname(), timeout=SLOW) as connection:
+            connection.sendall(GET)
+            assert split(read_all(connection))[2] == NOTHING
+        time.sleep(LINGER + 0.5)
+        slow.sendall(GET[10:])
+        assert split(read_all(slow))[2] == NOTHING
+        assert process.wait(SLOW) == 0
+        process.communicate()
 
 
 def test_the_end_loses_nobody_who_comes_just_then(tmp_path: Path) -> None:
