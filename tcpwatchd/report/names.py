@@ -11,3 +11,11 @@ def show(name: bytes) -> str:
 
 def escape(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
+def shorten(text: str, most: int, mark: str = "…") -> str:
+    """To so many characters: long names often differ at their ends, so the middle is left out."""
+    if len(text) <= most:
+        return text
+    kept = most - len(mark)
+    return f"{text[: kept - kept // 2]}{mark}{text[-(kept // 2) :]}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tcpwatchd.report.names import show
+from tcpwatchd.report.names import shorten, show
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,10 @@ def test_all_that_is_shown_can_be_seen(name: bytes) -> None:
     shown = show(name)
     assert shown.isprintable()
     shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("most", "shown"), [(10, "abcdefghij"), (9, "abcd…ghij"), (8, "abcd…hij"), (5, "ab…ij"), (3, "a…j")]
+)
+def test_of_a_long_name_the_middle_is_left_out(most: int, shown: str) -> None:
+    assert shorten("abcdefghij", most) == shown

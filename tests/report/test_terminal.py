@@ -14,8 +14,11 @@ from fcntl import ioctl
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
-from tcpwatchd.report.terminal import print_report
+from tcpwatchd.report.outline import FirstSeen, make_outline
+from tcpwatchd.report.terminal import LEAST_WIDTH, MOST_STEPS, print_report, print_rows, print_timeline
+from tcpwatchd.report.timeline import make_timeline
 from tests.report.program import PROJECT
 from tests.report.summaries import outline_of, sum_up
 
@@ -52,12 +55,18 @@ def print_at(width: int, number: int = 400, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+def test_all_is_told_and_no_line_is_wider_than_the_terminal(width: int) -> None:
     shown = print_at(width)
     lines = [STYLE.sub("", line) for line in shown.splitlines()]
     assert [line for line in lines if cell_len(line) > width] == []
     text = "\n".join(lines)
     assert text.replace("\n", "").isprintable()
+    squeezed = "".join(text.split())
+    for table in outline_of(sum_up()).tables:
+        section = squeezed[squeezed.index("".join(table.title.split())) :]
+        for row in table.rows:
+            cells = [cell for column, cell in zip(table.columns, row) if column not in ("<last", "<opened")]
+            assert [cell for cell in cells if "".join(cell.split()) not in section and len(cell) < 80] == []
     for title in (
         "Services",
         "Peers",
@@ -71,7 +80,38 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 @pytest.mark.parametrize("width", [20, 40])
 def test_a_terminal_that_is_too_narrow_breaks_nothing(width: int) -> None:
-    assert "Services" in print_at(width)
+    assert print_at(width) == print_at(LEAST_WIDTH)
+
+
+def test_a_long_name_keeps_its_end_and_the_numbers_theirs() -> None:
+    made = sum_up(40, [f"{'x' * 300}{number}.service" for number in (1, 2)])
+    table = make_outline(made, FirstSeen(None, [], 0), [], 10).tables[0]
+    console = Console(file=io.StringIO(), width=60, highlight=False, markup=False)
+    print_rows(console, table)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    numbers = [re.findall(r"([0-9]+) +([0-9]+) +([0-9]+) +([0-9.]+ [MG]B)$", line) for line in lines]
+    assert [row for line in numbers for row in line] == [tuple(row[1:]) for row in table.rows]
+    whole = "".join(line.split(" ")[0] for line in lines)
+    assert "x…x" in whole
+    assert "x1.service" in whole
+    assert "x2.service" in whole
+
+
+@pytest.mark.parametrize("number", [1, 10**6])
+def test_large_numbers_leave_less_room_for_bars(number: int) -> None:
+    summary = sum_up(40)
+    for key in summary.times:
+        summary.times[key] *= number
+    console = Console(file=io.StringIO(), width=60, highlight=False, markup=False)
+    print_timeline(console, summary)
+    assert isinstance(console.file, io.StringIO)
+    *_, first, last = console.file.getvalue().splitlines()
+    most = max(sum(step.counts) for step in make_timeline(summary, MOST_STEPS).steps)
+    assert all(len(line) <= 60 for line in (first, last))
+    assert most >= number
+    total = sum(int(text) for line in console.file.getvalue().splitlines()[3:] for text in line.split()[-3:])
+    assert total == sum(summary.times.values())
 
 
 def test_colour_only_on_a_terminal_that_has_it() -> None:
