@@ -23,6 +23,8 @@ from tcpwatchd.report.names import shorten, show
         (b"cut \xe2\x82", "cut \\xe2\\x82"),
         (b"\xff\xfe", "\\xff\\xfe"),
         (b"\xed\xa0\x80", "\\xed\\xa0\\x80"),
+        ("a\u3164b\u115f\uffa0\u2800".encode(), "a\\u3164b\\u115f\\uffa0\\u2800"),
+        ("a\ufe0f\U000e0100\u034f\u180b".encode(), "a\\ufe0f\\U000e0100\\u034f\\u180b"),
         (b"<script>", "<script>"),
         (b"", ""),
     ],
