@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 NOT_KNOWN = "(not known)"
 COUNTS = ("in", "out", "within")
+DIRECTIONS_MEAN = (
+    "In: opened by the peer (inbound). Out: opened by this host (outbound). Within: from this host to itself."
+)
+HOW_MEANS = {
+    b"fin": "By FIN: in the regular way.",
+    b"reset": "By reset: broken off, with an RST.",
+    b"timeout": "Timed out: the other end did not answer any more.",
+}
+VERIFIED_MEANS = (
+    "Verified: it would be a scan by accepted connections alone; else its source address can be forged."
+)
 HOW = {b"fin": "by FIN", b"reset": "by reset", b"timeout": "timed out", b"": "not known how"}
 
 
@@ -62,9 +73,9 @@ def make_outline(summary: Summary, first_seen: FirstSeen, faults: list[str], top
         tabulate_said(summary),
     ]
     hosts = sorted(summary.hosts, key=lambda host: (-summary.hosts[host], host))
-    where = ", ".join(show(host) for host in hosts[:3]) + f" and {len(hosts) - 3} more hosts" * (
-        len(hosts) > 3
-    )
+    where = ", ".join(show(host) for host in hosts[:3])
+    if len(hosts) > 3:
+        where += f" and {count_noun(len(hosts) - 3, 'more host')}"
     return Outline(
         f"Connections of {where}" if where else "Connections",
         list_sentences(summary),
@@ -89,32 +100,47 @@ def list_sentences(summary: Summary) -> list[str]:
         received = summary.sizes[IN][0] + summary.sizes[OUT][1] + sum(summary.sizes[WITHIN])
         number, sizes = sum(summary.closed.values()), f"{format_bytes(sent)} sent, {format_bytes(received)}"
         sentences.append(f"{number} closed: {how}; {sizes} received.")
-    for number, text in (
-        (summary.open_before, "of them were open when the watch began."),
-        (summary.folded, "of them are told many in one entry."),
-        (summary.ignored, "more were ignored by rules, and only counted."),
+    for number, which, what in (
+        (summary.open_before, "of them", "open when the watch began"),
+        (summary.folded, "of them", "told with others in one entry"),
+        (summary.ignored, "more", "ignored by rules, and only counted"),
     ):
         if number:
-            sentences.append(f"{number} {text}")
+            sentences.append(f"{number} {which} {'was' if number == 1 else 'were'} {what}.")
     return sentences
+
+
+def list_meanings(summary: Summary) -> list[str]:
+    """Of the words of its sentences that not everybody knows."""
+    meanings = [DIRECTIONS_MEAN] if summary.connections else []
+    return meanings + [text for how, text in HOW_MEANS.items() if summary.closed[how]]
 
 
 def list_warnings(summary: Summary) -> list[str]:
     """What can make the report other than what happened."""
     warnings = []
     if summary.others:
-        number = sum(summary.others.values())
         units = ", ".join(show(unit) for unit in sorted(summary.others)[:3])
-        warnings.append(f"{number} entries were written by other units, and are left out: {units}")
+        one, many = "entry was written by another unit", "entries were written by other units"
+        warnings.append(f"{inflect(sum(summary.others.values()), one, many)}, and left out: {units}")
     if summary.unknown_writers:
-        warnings.append(
-            f"of {summary.unknown_writers} entries the journal does not know which unit wrote them"
-        )
+        entries = inflect(summary.unknown_writers, "entry was", "entries were")
+        warnings.append(f"{entries} written by a unit that the journal does not know")
     if summary.malformed:
-        warnings.append(f"{summary.malformed} entries make no sense and are left out")
+        entries = inflect(summary.malformed, "entry makes no sense and is", "entries make no sense and are")
+        warnings.append(f"{entries} left out")
     if summary.unpaired:
-        warnings.append(f"{summary.unpaired} connections that closed may have been counted twice")
+        closed = count_noun(summary.unpaired, "connection")
+        warnings.append(f"{closed} that closed may have been counted twice")
     return warnings
+
+
+def inflect(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def list_not_shown(number: int) -> list[str]:
+    return [inflect(number, "more is not shown.", "more are not shown.")] if number else []
 
 
 def tabulate(title: str, name: str, tally: Tally, top: int) -> Table:
@@ -131,8 +157,7 @@ def list_bounds(tally: Tally, shown: int) -> list[str]:
     if tally.most_missed:
         most = count_noun(tally.most_missed, "connection")
         return [f"There were too many to count all: each that is shown may have had up to {most} more."]
-    others = len(tally.rows) - shown
-    return [f"{others} more are not shown."] if others else []
+    return list_not_shown(len(tally.rows) - shown)
 
 
 def name_key(key: Any) -> str:
@@ -149,8 +174,7 @@ def tabulate_first_seen(first_seen: FirstSeen) -> Table:
     notes = [f"Compared with entries since {format_time(first_seen.since)}."]
     if not rows:
         notes.insert(0, "None.")
-    if first_seen.number > len(rows):
-        notes.append(f"{first_seen.number - len(rows)} more are not shown.")
+    notes += list_not_shown(first_seen.number - len(rows))
     return Table(title, columns, rows, notes)
 
 
@@ -185,8 +209,9 @@ def tabulate_scans(summary: Summary, top: int) -> Table:
         [format_time(scan.last), str(scan.times), "yes" if scan.is_verified else "no", show(scan.message)]
         for scan in scans[:top]
     ]
-    others = len(scans) - len(rows) + summary.scans_left_out
-    notes = [f"{others} more are not shown."] if others else []
+    notes = list_not_shown(len(scans) - len(rows) + summary.scans_left_out)
+    if rows:
+        notes.append(VERIFIED_MEANS)
     return Table("Port scans", ["<last", "times", "<verified", "<message"], rows, notes)
 
 

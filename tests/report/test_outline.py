@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pytest
 
 from tcpwatchd.connection import Closed, Owner
 from tcpwatchd.output import event
 from tcpwatchd.report import summary as module
-from tcpwatchd.report.outline import NOT_KNOWN, FirstSeen, Outline, Table, make_outline
+from tcpwatchd.report.outline import (
+    NOT_KNOWN,
+    VERIFIED_MEANS,
+    FirstSeen,
+    Outline,
+    Table,
+    list_meanings,
+    make_outline,
+)
 from tcpwatchd.report.summary import Summary
 from tcpwatchd.report.tally import count
 from tests.report.journals import TRUSTED, list_fields, make_connection
 from tests.report.summaries import HOSTILE, SINCE, UNTIL, outline_of, sum_up
-
-if TYPE_CHECKING:
-    import pytest
 
 NONE_BEFORE = FirstSeen(None, [], 0)
 
@@ -109,15 +114,15 @@ def test_what_can_make_it_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     summary.add(SINCE, fields)
     outline = outline_of(summary, ["/a.journal: it is damaged: read in part"])
     for expected in (
-        "1 entries were written by other units, and are left out: größe ☃",
-        "of 1 entries the journal does not know which unit wrote them",
-        "1 entries make no sense and are left out",
+        "1 entry was written by another unit, and left out: größe ☃",
+        "1 entry was written by a unit that the journal does not know",
+        "1 entry makes no sense and is left out",
         "/a.journal: it is damaged: read in part",
     ):
         assert expected in outline.warnings
     (note,) = find_table(outline, "Services").notes
     assert note.startswith("There were too many to count all: each that is shown may have had up to ")
-    assert find_table(outline, "Port scans").notes == ["1 more are not shown."]
+    assert find_table(outline, "Port scans").notes == ["1 more is not shown."]
     said = find_table(outline, "What tcpwatchd missed or could not see")
     assert said.notes == [
         "Records of the trace that were lost: 8.",
@@ -151,3 +156,57 @@ def test_hostile_names_are_one_line_each() -> None:
     assert len(shown) == len(summary.services.rows)
     assert "\\u202egnp.exe" in shown
     assert "a\\nb\\tc" in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "sentences", "warnings", "note", "hosts"),
+    [
+        (
+            1,
+            ["1 of them was open when the watch began.", "1 of them was told with others in one entry.",
+             "1 more was ignored by rules, and only counted."],
+            ["1 entry was written by another unit, and left out: x.service",
+             "1 entry was written by a unit that the journal does not know",
+             "1 entry makes no sense and is left out",
+             "1 connection that closed may have been counted twice"],
+            "1 more is not shown.",
+            "1 more host",
+        ),
+        (
+            2,
+            ["2 of them were open when the watch began.", "2 of them were told with others in one entry.",
+             "2 more were ignored by rules, and only counted."],
+            ["2 entries were written by other units, and left out: x.service",
+             "2 entries were written by a unit that the journal does not know",
+             "2 entries make no sense and are left out",
+             "2 connections that closed may have been counted twice"],
+            "2 more are not shown.",
+            "2 more hosts",
+        ),
+    ],
+)  # fmt: skip
+def test_one_is_not_many(
+    number: int, sentences: list[str], warnings: list[str], note: str, hosts: str
+) -> None:
+    summary = make_summary()
+    summary.open_before = summary.folded = summary.ignored = number
+    summary.others[b"x.service"] = summary.unknown_writers = summary.malformed = summary.unpaired = number
+    summary.hosts.update(b"%d" % index for index in range(3 + number))
+    for index in range(1 + number):
+        summary.ports.find_row(b"%d" % index)[0] = 1
+    outline = make_outline(summary, FirstSeen(SINCE, [], number), [], 1)
+    assert outline.sentences[1:] == sentences
+    assert outline.warnings == warnings
+    assert find_table(outline, "Ports").notes == [note]
+    assert find_table(outline, "Peers seen for the first time").notes[-1] == note
+    assert outline.title.endswith(f" and {hosts}")
+
+
+def test_words_that_not_everybody_knows_are_explained_where_they_are_used() -> None:
+    summary = make_summary()
+    assert list_meanings(summary) == []
+    summary.connections = summary.closed[b"reset"] = 1
+    directions, reset = list_meanings(summary)
+    assert directions.startswith("In: ")
+    assert reset == "By reset: broken off, with an RST."
+    assert find_table(outline_of(sum_up()), "Port scans").notes == [VERIFIED_MEANS]
