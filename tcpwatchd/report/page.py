@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tcpwatchd import __version__
-from tcpwatchd.report.outline import COUNTS, name_key
-from tcpwatchd.report.summary import MICROSECONDS
+from tcpwatchd.report.names import shorten
+from tcpwatchd.report.outline import COUNTS, list_meanings, name_key
 from tcpwatchd.report.tally import count
-from tcpwatchd.report.timeline import format_start, make_timeline
+from tcpwatchd.report.timeline import format_zones, make_timeline
 
 if TYPE_CHECKING:
     from tcpwatchd.report.outline import Outline
@@ -19,11 +18,15 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 72
 MOST_LABELS = 4
-"""Of the axis of time: so many have room on a telephone."""
+"""Of the axis of time: so many have room on a telephone, with the time below the day."""
 PLOT_HEIGHT = 180
 """Pixels. Across, all is in percent of the width there is, so that letters are not scaled."""
 MOST_PEERS, MOST_SERVICES = 8, 8
-PALEST, DARKEST = 0.06, 0.6
+LONGEST_NAME = 44
+"""Characters beside a plot: so many have room on a telephone."""
+WHOLE = ("<opened", "<last", "<from", "<to", "<address", "<peer")
+"""Columns of tables that are not broken into lines: times and addresses."""
+PALEST, DARKEST = 0.06, 0.5
 """Of a cell: numbers can be read on both."""
 TOPS = (2, 4, 6, 8, 10)
 """Of an axis, times a power of ten: the half of it is a number that can be read too."""
@@ -46,12 +49,13 @@ class Label(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """Labels of x are in percent, of y in pixels."""
+    """Labels of x are in percent, of y in pixels. `rows` has the numbers, for whoever sees no plot."""
 
     bars: list[Bar]
     x_labels: list[Label]
     y_labels: list[Label]
     unit: str
+    rows: list[tuple[str, list[int]]]
 
 
 class Cell(NamedTuple):
@@ -73,20 +77,32 @@ def format_page(summary: Summary, outline: Outline) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["short"] = shorten
+    environment.filters.update(short=shorten_number, cut=cut, kind=find_kind)
     return environment.get_template("page.html").render(
         outline=outline,
         plot=plot_timeline(summary) if summary.connections else None,
         peers=plot_peers(summary),
         matrix=make_matrix(summary),
         counts=COUNTS,
-        zone=time.strftime("%Z", time.localtime(summary.since // MICROSECONDS)),
+        meanings=list_meanings(summary),
+        zones=format_zones(summary.since, summary.until),
         height=PLOT_HEIGHT,
         version=__version__,
     )
 
 
-def shorten(number: int) -> str:
+def cut(name: str) -> str:
+    return shorten(name, LONGEST_NAME)
+
+
+def find_kind(column: str) -> str:
+    """Its class, for the style sheet."""
+    if not column.startswith("<"):
+        return "number"
+    return "whole" if column in WHOLE else "text"
+
+
+def shorten_number(number: int) -> str:
     """To three digits: "12.3k"."""
     size, units = float(number), iter("kMGT")
     unit = ""
@@ -97,13 +113,13 @@ def shorten(number: int) -> str:
 
 def plot_timeline(summary: Summary) -> Plot:
     timeline = make_timeline(summary, MOST_STEPS)
-    steps = timeline.steps
+    steps, starts = timeline.steps, timeline.labels
     width, most = 100 / len(steps), max(sum(step.counts) for step in steps)
     top = find_top(most)
     scale = PLOT_HEIGHT / top
     bars = []
-    for index, step in enumerate(steps):
-        start, bottom = format_start(step.start, timeline.seconds), float(PLOT_HEIGHT)
+    for index, (start, step) in enumerate(zip(starts, steps)):
+        bottom = float(PLOT_HEIGHT)
         for kind, number in enumerate(step.counts):
             if number:
                 height = number * scale
@@ -111,12 +127,10 @@ def plot_timeline(summary: Summary) -> Plot:
                 title = f"{start}: {number} {COUNTS[kind]}"
                 bars.append(Bar(index * width, bottom, width * 0.9, height, kind, title))
     every = -(-len(steps) // MOST_LABELS)
-    x_labels = [
-        Label(index * width, format_start(steps[index].start, timeline.seconds))
-        for index in range(0, len(steps), every)
-    ]
-    y_labels = [Label(PLOT_HEIGHT * (1 - part), f"{top * part:g}") for part in (0.5, 1)]
-    return Plot(bars, x_labels, y_labels, timeline.unit)
+    x_labels = [Label(index * width, starts[index]) for index in range(0, len(steps), every)]
+    y_labels = [Label(PLOT_HEIGHT * (1 - number / top), shorten_number(number)) for number in (top // 2, top)]
+    rows = [(start, step.counts) for start, step in zip(starts, steps)]
+    return Plot(bars, x_labels, y_labels, timeline.unit, rows)
 
 
 def find_top(most: int) -> int:

@@ -13,7 +13,7 @@ from rich.text import Text
 from tcpwatchd.report.names import shorten
 from tcpwatchd.report.outline import COUNTS
 from tcpwatchd.report.tally import IN, OUT, WITHIN
-from tcpwatchd.report.timeline import format_start, make_timeline
+from tcpwatchd.report.timeline import make_timeline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ def print_title(console: Console, title: str) -> None:
 def print_timeline(console: Console, summary: Summary) -> None:
     timeline = make_timeline(summary, MOST_STEPS)
     print_title(console, f"Connections in each {timeline.unit}")
-    labels = [format_start(step.start, timeline.seconds) for step in timeline.steps]
+    labels = timeline.labels
     numbers = [[str(number) for number in step.counts] for step in timeline.steps]
     widths = measure(COUNTS, numbers)
     room = console.width - len(labels[0]) - sum(widths) - GAP * (len(widths) + 1)

@@ -24,6 +24,23 @@ CONNECTIONS = 20_000
 MEASURE = """<script>
 document.body.style.width = "{width}px";
 document.body.dataset.width = document.body.scrollWidth;
+const range = document.createRange();
+const boxes = chosen => [...document.querySelectorAll(chosen)].map(element => {{
+  range.selectNodeContents(element);
+  return [...range.getClientRects()];
+}});
+document.body.dataset.lines = Math.max(...boxes("td.whole").map(lines => lines.length));
+const items = boxes("li").map(lines => lines[0]);
+document.body.dataset.gap = Math.min(1000, ...items.flatMap(one => items.filter(
+  other => other.top == one.top && other.left > one.left).map(other => other.left - one.right)));
+const letters = text => [...text.data].map((_, index) => {{
+  range.setStart(text, index);
+  range.setEnd(text, index + 1);
+  return range.getBoundingClientRect();
+}});
+document.body.dataset.turned = [...document.querySelectorAll("td.text, svg .name")].filter(
+  element => letters(element.firstChild).some(
+    (one, index, all) => index && one.top == all[index - 1].top && one.left < all[index - 1].left)).length;
 </script>"""
 """A window of Chromium's is 500 pixels wide at least, but for pictures."""
 
@@ -55,6 +72,12 @@ class Seen(NamedTuple):
     """Errors and warnings of the page."""
     width: int
     """Pixels that it takes."""
+    lines: int
+    """Most of a cell that is to be whole."""
+    gap: float
+    """Pixels between two peers of the list that are beside each other, at least."""
+    turned: int
+    """Names of which a letter stands left of the one before."""
     document: str
     """As the browser understood it."""
 
@@ -68,9 +91,11 @@ def look_at(page: Path, picture: Picture, target: Path) -> Seen:
         re.sub("<meta http-equiv.*>", "", page.read_text()) + MEASURE.format(width=picture.width)
     )
     document = browse(measured, picture, "--dump-dom").stdout
-    (width,) = re.findall('data-width="([0-9]+)"', document)
+    width, lines, gap, turned = (
+        re.findall(f'data-{name}="([0-9.-]+)"', document)[0] for name in ("width", "lines", "gap", "turned")
+    )
     console = [line for line in shot.stderr.splitlines() if "CONSOLE" in line]
-    return Seen(console, int(width), document)
+    return Seen(console, int(width), int(lines), float(gap), int(turned), document)
 
 
 def browse(page: Path, picture: Picture, action: str) -> subprocess.CompletedProcess[str]:
