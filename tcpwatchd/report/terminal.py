@@ -31,7 +31,7 @@ GAP = 2
 """Columns between two of a table, and before what is told below a row."""
 LEAST_MESSAGE = 30
 """Columns in which a text that is broken is still read with ease."""
-SHORT = 12
+SHORT = 9
 """Columns of a text that has room beside others."""
 LONGEST_NAME = 80
 """Columns of a name where a table does not fit: of a longer one the middle is left out."""

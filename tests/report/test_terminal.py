@@ -16,7 +16,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from tcpwatchd.report.outline import FirstSeen, make_outline
+from tcpwatchd.report.outline import FirstSeen, Table, make_outline
 from tcpwatchd.report.terminal import LEAST_WIDTH, MOST_STEPS, print_report, print_rows, print_timeline
 from tcpwatchd.report.timeline import make_timeline
 from tests.report.program import PROJECT
@@ -156,3 +156,18 @@ def test_bars_are_as_long_as_their_numbers() -> None:
 
 def test_nothing_to_show_is_shown() -> None:
     assert "no connections" in print_at(80, 0)
+
+
+def test_what_has_no_room_beside_goes_below_its_row_and_the_short_stays() -> None:
+    row = ["2026-11-25 12:00:00 CET", "1.2.3.4:5", "1.1.1.1:443", "nginx", "13 min 52 s", "1.73 kB"]
+    columns = ["<opened", "<from", "<to", "<service", "duration", "bytes"]
+    console = Console(file=io.StringIO(), width=60, highlight=False, markup=False)
+    print_rows(console, Table("", columns, [row, [*row[:1], "1.2.3.40:500", *row[2:]]], []))
+    assert isinstance(console.file, io.StringIO)
+    assert [" ".join(line.split()) for line in console.file.getvalue().splitlines()] == [
+        "opened, from, to service duration bytes",
+        "2026-11-25 12:00:00 CET nginx 13 min 52 s 1.73 kB",
+        "1.2.3.4:5 1.1.1.1:443",
+        "2026-11-25 12:00:00 CET nginx 13 min 52 s 1.73 kB",
+        "1.2.3.40:500 1.1.1.1:443",
+    ]
