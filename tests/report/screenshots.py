@@ -38,7 +38,7 @@ const letters = text => [...text.data].map((_, index) => {{
   range.setEnd(text, index + 1);
   return range.getBoundingClientRect();
 }});
-document.body.dataset.turned = [...document.querySelectorAll("td.text, svg .name")].filter(
+document.body.dataset.turned = [...document.querySelectorAll("h1, p, td.text, svg .name")].filter(
   element => letters(element.firstChild).some(
     (one, index, all) => index && one.top == all[index - 1].top && one.left < all[index - 1].left)).length;
 </script>"""

@@ -43,7 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = make_connection(
             f"[{ADDRESS[:-2]}{number + 9:02}]:{40000 + number}", "[2001:db8::1]:80", "ingress", owner
         )
-        host = {**TRUSTED, "_HOSTNAME": f"{SCRIPT}{number}"}
+        host = {**TRUSTED, "_HOSTNAME": f"{SCRIPT}{number}-שלום-1"}
         entries += [export(event.connection_opened(made, BEGIN + number), host)] * number
         closed = Closed(made, made.time + 10**12, "fin", None, 1, 1, "trace")
         entries.append(export(event.connection_closed(closed, BEGIN + number, BEGIN + number), host))
