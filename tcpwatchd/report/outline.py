@@ -31,6 +31,8 @@ class FirstSeen(NamedTuple):
     peers: list[tuple[bytes, list[int]]]
     number: int
     """How many there are; `peers` has the first of them."""
+    is_least: bool = False
+    """Whether there can be more, since not all peers were counted."""
 
 
 class Table(NamedTuple):
@@ -75,7 +77,9 @@ def make_outline(summary: Summary, first_seen: FirstSeen, faults: list[str], top
 
 def list_sentences(summary: Summary) -> list[str]:
     period = f"From {format_time(summary.since)} to {format_time(summary.until)}"
-    if not summary.connections and not sum(summary.closed.values()):
+    if not summary.entries:
+        sentences = [f"{period}: the journal has no entry of {summary.unit}."]
+    elif not summary.connections and not sum(summary.closed.values()):
         sentences = [f"{period}: no connections."]
     else:
         inbound, outbound, within = summary.directions
@@ -104,12 +108,10 @@ def list_warnings(summary: Summary) -> list[str]:
     warnings = []
     if summary.others:
         number = sum(summary.others.values())
-        units = ", ".join(show(unit) for unit in sorted(summary.others)[:3])
+        units = ", ".join(show(unit) or "unknown ones" for unit in sorted(summary.others)[:3])
         warnings.append(f"{number} entries were written by other units, and are left out: {units}")
     if summary.unknown_writers:
-        warnings.append(
-            f"of {summary.unknown_writers} entries the journal does not know which unit wrote them"
-        )
+        warnings.append(f"{summary.unknown_writers} entries are known to be of tcpwatchd by their user alone")
     if summary.malformed:
         warnings.append(f"{summary.malformed} entries make no sense and are left out")
     if summary.unpaired:
@@ -124,14 +126,17 @@ def tabulate(title: str, name: str, tally: Tally, top: int) -> Table:
     listed = [
         [name_key(key), *map(str, row[:3]), *[format_bytes(row[BYTES])] * with_bytes] for key, row in rows
     ]
-    return Table(title, columns, listed, list_bounds(tally, len(rows)))
+    return Table(title, columns, listed, list_bounds(tally.most_missed, len(tally.rows) - len(rows)))
 
 
-def list_bounds(tally: Tally, shown: int) -> list[str]:
-    if tally.most_missed:
-        most = count_noun(tally.most_missed, "connection")
-        return [f"There were too many to count all: each that is shown may have had up to {most} more."]
-    others = len(tally.rows) - shown
+def list_bounds(most_missed: int, others: int, what: str = "bytes") -> list[str]:
+    """`most_missed` is as in `Tally`; `what` else is counted."""
+    if most_missed:
+        most = count_noun(most_missed, "connection")
+        return [
+            f"There were too many to count all: each that is shown may have had up to {most} more, with "
+            f"their {what}."
+        ]
     return [f"{others} more are not shown."] if others else []
 
 
@@ -150,7 +155,8 @@ def tabulate_first_seen(first_seen: FirstSeen) -> Table:
     if not rows:
         notes.insert(0, "None.")
     if first_seen.number > len(rows):
-        notes.append(f"{first_seen.number - len(rows)} more are not shown.")
+        least = "At least " * first_seen.is_least
+        notes.append(f"{least}{first_seen.number - len(rows)} more are not shown.")
     return Table(title, columns, rows, notes)
 
 
@@ -175,8 +181,14 @@ def format_end(end: tuple[bytes, bytes]) -> str:
 
 
 def tabulate_resets(summary: Summary, top: int) -> Table:
-    rows = [[*map(name_key, key), str(row[RESETS])] for key, row in summary.pairs.list_reset(top)]
-    return Table("Resets", ["<service", "<peer", "resets"], rows, [])
+    listed = summary.pairs.list_reset(top)
+    rows = [
+        [name_key(service), show(peer) or "(this machine)", str(row[RESETS])]
+        for (service, peer), row in listed
+    ]
+    others = sum(row[RESETS] > 0 for row in summary.pairs.rows.values()) - len(rows)
+    notes = list_bounds(summary.pairs.most_missed, others, "resets")
+    return Table("Resets", ["<service", "<peer", "resets"], rows, notes if rows else [])
 
 
 def tabulate_scans(summary: Summary, top: int) -> Table:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from datetime import date
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE, parse_moment
+from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE, TEN_MINUTES, parse_moment
 
 if TYPE_CHECKING:
     from tcpwatchd.report.summary import Summary
@@ -20,7 +20,7 @@ STEPS = (
     *(number * A_DAY for number in (1, 2, 7, 14, 28, 91)),
 )
 """Seconds."""
-FINEST = {MINUTE: A_MINUTE, HOUR: AN_HOUR}
+FINEST = {MINUTE: A_MINUTE, TEN_MINUTES: 10 * A_MINUTE, HOUR: AN_HOUR}
 """Seconds of what is known of times."""
 
 
