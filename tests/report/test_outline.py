@@ -32,7 +32,7 @@ def test_nothing_is_told_as_nothing() -> None:
     outline = make_outline(make_summary(), NONE_BEFORE, [], 10)
     assert outline.title == "Connections"
     (sentence,) = outline.sentences
-    assert sentence.endswith(": no connections.")
+    assert sentence.endswith(": the journal has no entry of tcpwatchd.service.")
     assert [table.title for table in outline.tables] == ["Peers seen for the first time"]
     assert outline.warnings == []
 
@@ -110,7 +110,7 @@ def test_what_can_make_it_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     outline = outline_of(summary, ["/a.journal: it is damaged: read in part"])
     for expected in (
         "1 entries were written by other units, and are left out: größe ☃",
-        "of 1 entries the journal does not know which unit wrote them",
+        "1 entries are known to be of tcpwatchd by their user alone",
         "1 entries make no sense and are left out",
         "/a.journal: it is damaged: read in part",
     ):
