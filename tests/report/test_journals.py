@@ -22,6 +22,7 @@ from tests.report.program import (
     ENVIRONMENT,
     PYTHON,
     SECOND,
+    format_at,
     open_at,
     read_report,
     run_report,
@@ -96,10 +97,6 @@ def ask_journalctl(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     command = ["journalctl", "-q", "-D", str(folder), "-o", "json", "-t", "tcpwatchd", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def format_at(moment: int) -> str:
-    return f"@{moment // SECOND}.{moment % SECOND:06d}"
 
 
 # Which entries.

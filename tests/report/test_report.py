@@ -27,6 +27,7 @@ from tests.report.program import (
     ENVIRONMENT,
     PYTHON,
     SECOND,
+    format_at,
     open_at,
     read_report,
     run_report,
@@ -455,3 +456,28 @@ def test_an_empty_name_is_wrong_usage(flag: str) -> None:
     done = run_report(flag, "")
     assert (done.returncode, done.stdout) == (2, "")
     assert "expected a name" in done.stderr
+
+
+@pytest.mark.parametrize("report", ["opened", "closed", "both"])
+def test_periods_that_follow_count_each_connection_once(tmp_path: Path, report: str) -> None:
+    """Of a daemon that tells so of connections that cross from one period into another."""
+    told = [event.watch_started("1.0", 10, True, BEGIN)]
+    for number in range(200):
+        opened = BEGIN + number * SECOND
+        closed = opened + (number % 7) * 9 * SECOND + SECOND // 2
+        made = make_connection(
+            f"192.0.2.{number % 50 + 1}:{1024 + number}", "10.0.0.1:80", time=opened * 1000
+        )
+        if report != "closed":
+            told.append(event.connection_opened(made, opened))
+        if report != "opened":
+            ended = Closed(made, closed * 1000, "fin", "source", 1, 2, "trace")
+            told.append(event.connection_closed(ended, opened, closed))
+    write_journal(tmp_path / "a.journal", map(export, sorted(told, key=lambda what: what.time)))
+    ends = [BEGIN + number * SECOND + SECOND // 4 for number in (-1, 60, 110, 190, 400)]
+    counted, first_seen = 0, 0
+    for begin, end in zip(ends, ends[1:]):
+        found = read_report("-D", tmp_path, "--since", format_at(begin), "--until", format_at(end))
+        counted += found["connections"]["all"]
+        first_seen += found["first_seen"]["number"] or (begin == ends[0]) * found["peers"]["names"]
+    assert (counted, first_seen) == (200, 50)
