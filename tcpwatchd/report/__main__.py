@@ -8,7 +8,9 @@ import gc
 import json
 import os
 import re
+import stat
 import sys
+import tempfile
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -129,14 +131,19 @@ def make_report(arguments: Sequence[str]) -> None:
     )
     if since is not None and until is not None and since > until:
         raise UsageError("argument --until: it is before --since")
+    for flag in ("directory", "html"):
+        if getattr(given, flag) == "":
+            raise UsageError(f"argument --{flag}: expected a name")
+    if "." not in given.unit:
+        given.unit += ".service"
     check_form(given)
     place = Place(given.directory, given.namespace, given.merge)
-    boot = None if given.boot is None else find_boot(given.boot, place)
     journals = Journals(place)
+    boot = None if given.boot is None else find_boot(given.boot, place)
     begin, end = find_period(journals, since, until, boot, to_last=bool(boot or place.directory))
-    summary = Summary(begin, end, given.unit, given.top, wanted)
+    summary = Summary(begin, end, given.unit, given.top, wanted, journals.tells_openings(begin, given.unit))
     add = summary.add
-    read = journals.read(since or 0, until or FOREVER, boot)
+    read = journals.read(since or 0, FOREVER if until is None else until, boot)
     for written, fields in follow(read, begin, end, sys.stderr):
         add(written, fields)
     first_seen = find_first_seen(summary, journals, given)
@@ -178,10 +185,11 @@ def find_first_seen(summary: Summary, journals: Journals, given: argparse.Namesp
     since = journals.begins
     if since is None or since >= summary.since:
         return FirstSeen(None, [], 0)
-    peers = {peer for peer, row in summary.peers.rows.items() if count(row)}
+    peers = set(summary.peers.rows)
     new = peers - journals.find_known(peers, summary.since, given.unit)
     ranked = sorted(new, key=lambda peer: (-count(summary.peers.rows[peer]), peer))
-    return FirstSeen(since, [(peer, summary.peers.rows[peer]) for peer in ranked[: given.top]], len(new))
+    first = [(peer, summary.peers.rows[peer]) for peer in ranked[: given.top]]
+    return FirstSeen(since, first, len(new), is_least=summary.peers.most_missed > 0)
 
 
 def write(given: argparse.Namespace, summary: Summary, first_seen: FirstSeen, faults: list[str]) -> None:
@@ -217,13 +225,16 @@ def write_file(path: str, text: str) -> None:
 
 
 def replace_file(path: str, text: str) -> None:
-    """Raises OSError."""
-    new = f"{path}.{os.getpid()}.new"
-    with open(new, "x", encoding="utf-8") as file, contextlib.ExitStack() as stack:
+    """It is personal data: nobody else may read a new one. Raises OSError."""
+    target = os.path.realpath(path)
+    descriptor, new = tempfile.mkstemp(prefix=".tcpwatchd-report-", dir=os.path.dirname(target))
+    with open(descriptor, "w", encoding="utf-8") as file, contextlib.ExitStack() as stack:
         stack.callback(os.unlink, new)
+        with contextlib.suppress(FileNotFoundError):
+            os.fchmod(descriptor, stat.S_IMODE(os.stat(target).st_mode))
         file.write(text)
         file.flush()
-        os.replace(new, path)
+        os.replace(new, target)
         stack.pop_all()
 
 

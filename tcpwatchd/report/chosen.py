@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tcpwatchd.connection import Owner
@@ -17,13 +15,19 @@ if TYPE_CHECKING:
     from tcpwatchd.report.journals import Fields
 
 
+OWNER_FIELDS = "PROCESS_", "CONTAINER_ID", "PROCESS_NAME", "TCPWATCHD_NETWORK_NAMESPACE"
+LISTENER_FIELDS = "DESTINATION_", "DESTINATION_CONTAINER_ID", "", "TCPWATCHD_DESTINATION_NETWORK_NAMESPACE"
+"""What names of fields begin with, and those that begin otherwise, as `list_owner` takes them."""
+
+
 def compile_filter(text: str) -> Callable[[Fields], bool]:
     """Raises UsageError. What is not known to be wanted is not."""
     try:
-        test = compile_expression(text, find_port).test
+        expression = compile_expression(text, find_port)
     except ExpressionError as error:
         raise UsageError(f"filter, column {error.offset + 1}: {error}") from error
-    return lambda fields: bool(test(list_facts(fields)))
+    test, asks_owner = expression.test, expression.asks_owner or "here" in text
+    return lambda fields: bool(test(list_facts(fields, asks_owner)))
 
 
 def find_port(name: str) -> int:
@@ -31,43 +35,48 @@ def find_port(name: str) -> int:
     return socket.getservbyname(name, "tcp")
 
 
-def list_facts(fields: Fields) -> Facts:
+def list_facts(fields: Fields, asks_owner: bool = True) -> Facts:
     """Raises KeyError and ValueError for what the daemon does not write."""
     port = fields.get("SOURCE_PORT")
-    owner = list_owner(fields, "PROCESS_", "CONTAINER_ID", "PROCESS_NAME", "TCPWATCHD_NETWORK_NAMESPACE")
-    listener = list_owner(
-        fields, "DESTINATION_", "DESTINATION_CONTAINER_ID", "", "TCPWATCHD_DESTINATION_NETWORK_NAMESPACE"
-    )
+    owners, here = None, None
+    if asks_owner:
+        owners = list_owner(fields, *OWNER_FIELDS), list_owner(fields, *LISTENER_FIELDS)
+        here = is_here(fields, *owners)
     return Facts(
         pack(fields["SOURCE_IP"]),
         None if port is None else int(port),
         pack(fields["DESTINATION_IP"]),
         int(fields["DESTINATION_PORT"]),
         fields["NETWORK_DIRECTION"].decode(),
-        is_here(fields, owner, listener),
-        (owner, listener),
+        here,
+        owners,
     )
 
 
-@lru_cache(maxsize=10_000)
 def pack(address: bytes) -> bytes:
     """Raises ValueError."""
-    return ipaddress.ip_address(address.decode()).packed
+    text = address.decode()
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except OSError as error:
+        raise ValueError(f"no address: {text!r}") from error
 
 
 def list_owner(fields: Fields, prefix: str, container: str, process: str, network: str) -> Owner:
     """As far as it is known. Raises ValueError."""
-    texts = {name: value.decode() for name, value in fields.items() if name.startswith(prefix)}
-    user = texts.get(f"{prefix}USER_ID")
-    inode = fields.get(network)
-    contained = fields.get(container)
+
+    def find(name: str) -> str | None:
+        value = fields.get(name)
+        return None if value is None else value.decode()
+
+    user, inode = find(f"{prefix}USER_ID"), find(network)
     return Owner(
         None if user is None else int(user),
-        texts.get(f"{prefix}USER_NAME"),
-        texts.get(f"{prefix}SYSTEMD_UNIT"),
-        texts.get(f"{prefix}SYSTEMD_USER_UNIT"),
-        None if contained is None else contained.decode(),
-        name=texts.get(process),
+        find(f"{prefix}USER_NAME"),
+        find(f"{prefix}SYSTEMD_UNIT"),
+        find(f"{prefix}SYSTEMD_USER_UNIT"),
+        find(container),
+        name=find(process),
         network=None if inode is None else int(inode),
     )
 

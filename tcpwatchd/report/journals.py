@@ -12,6 +12,9 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.failure import Failure, describe
+from tcpwatchd.output.event import CONNECTION_OPENED as OPENED
+from tcpwatchd.output.event import WATCH_STARTED as STARTED
+from tcpwatchd.report.names import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +63,11 @@ class Journals:
         raise_file_limit()
         readable = [self._look_at(path) for path in self._find_files(place)].count(True)
         if self._refused:
-            where = self._refused[0] if len(self._refused) == 1 else f"{len(self._refused)} files or folders"
+            where = (
+                name_path(self._refused[0])
+                if len(self._refused) == 1
+                else f"{len(self._refused)} files or folders"
+            )
             self.faults.insert(0, f"{where}: {os.strerror(13)}, {MAY_READ}")
         if not readable:
             raise Failure(
@@ -124,7 +131,7 @@ class Journals:
         if isinstance(error, PermissionError):
             self._refused.append(path)
         else:
-            self.faults.append(f"{path}: {error.strerror or error}")
+            self.faults.append(f"{name_path(path)}: {error.strerror or error}")
 
     @property
     def begins(self) -> int | None:
@@ -149,11 +156,12 @@ class Journals:
     def _read_file(
         self, file: Journal, since: int, until: int, boot: str | None
     ) -> Iterator[tuple[int, Fields]]:
-        written = broken = 0
+        broken, is_whole = 0, False
         try:
             ends = self._find_ends(file, boot)
             if not ends:
                 return
+            last = ends[1]  # of those that were there: journald can go on writing
             with open_reader(file.descriptor, boot) as reader:
                 if file.first <= file.last:
                     reader.seek_realtime(max(since, file.first) / 1e6)
@@ -162,6 +170,8 @@ class Journals:
                 following, find_time, find_fields = reader._next, reader._get_realtime, reader._get_all
                 while following():
                     written = find_time()
+                    if written == last:
+                        is_whole = True
                     if since <= written <= until:  # the clock can have been set back
                         try:
                             fields = find_fields()
@@ -170,10 +180,23 @@ class Journals:
                             continue
                         yield written, fields
         except OSError as error:
-            self.faults.append(f"{file.path}: {error.strerror or error}: read in part")
+            self._note_damage(file, error.strerror or str(error))
             return
-        if broken or written != ends[1]:
-            self.faults.append(f"{file.path}: it is damaged: read in part")
+        if broken or not is_whole:
+            self._note_damage(file, "it is damaged")
+
+    def _note_damage(self, file: Journal, reason: str) -> None:
+        self.faults.append(f"{name_path(file.path)}: {reason}: read in part")
+
+    def tells_openings(self, before: int, unit: str) -> bool:
+        """Whether connections were reported when they opened at that time, by what was written until then."""
+        for file in reversed(self.files):
+            if file.first < before:
+                with contextlib.suppress(OSError), open_reader(file.descriptor) as reader:
+                    opened, started = (find_last(reader, before, unit, kind) for kind in (OPENED, STARTED))
+                    if opened or started:
+                        return opened > started
+        return False
 
     def find_known(self, addresses: set[bytes], before: int, unit: str) -> set[bytes]:
         """Those that the unit's entries from before that time name: microseconds since the epoch."""
@@ -184,7 +207,7 @@ class Journals:
                 try:
                     known |= find_named(file, missing, before, unit)
                 except OSError as error:
-                    self.faults.append(f"{file.path}: {error.strerror or error}: read in part")
+                    self._note_damage(file, error.strerror or str(error))
         return known
 
 
@@ -233,10 +256,11 @@ def find_named(file: Journal, addresses: set[bytes], before: int, unit: str) -> 
 
 def list_addresses(reader: Reader, before: int) -> Iterator[bytes]:
     reader.seek_head()
-    while reader._next() and reader._get_realtime() < before:
-        for name in ADDRESSES:
-            with contextlib.suppress(KeyError):
-                yield reader._get(name)
+    while reader._next():
+        if reader._get_realtime() < before:
+            for name in ADDRESSES:
+                with contextlib.suppress(KeyError):
+                    yield reader._get(name)
 
 
 def is_named(reader: Reader, address: str, unit: str) -> bool:
@@ -248,6 +272,20 @@ def is_named(reader: Reader, address: str, unit: str) -> bool:
         if reader._next():
             return True
     return False
+
+
+def find_last(reader: Reader, before: int, unit: str, kind: str) -> int:
+    """When the unit wrote the last entry of this kind before that time; 0 if it did not. Raises OSError."""
+    reader.flush_matches()
+    for match in (IDENTIFIER, f"{UNIT}={unit}", f"MESSAGE_ID={kind}"):
+        reader.add_match(match)
+    reader.seek_realtime(before / 1e6)
+    return int(reader._get_realtime()) if reader._previous() else 0
+
+
+def name_path(path: str) -> str:
+    """What files are called can be hostile too."""
+    return show(os.fsencode(path))
 
 
 def describe_place(place: Place) -> str:

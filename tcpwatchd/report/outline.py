@@ -42,6 +42,8 @@ class FirstSeen(NamedTuple):
     peers: list[tuple[bytes, list[int]]]
     number: int
     """How many there are; `peers` has the first of them."""
+    is_least: bool = False
+    """Whether there can be more, since not all peers were counted."""
 
 
 class Table(NamedTuple):
@@ -86,7 +88,9 @@ def make_outline(summary: Summary, first_seen: FirstSeen, faults: list[str], top
 
 def list_sentences(summary: Summary) -> list[str]:
     period = f"From {format_time(summary.since)} to {format_time(summary.until)}"
-    if not summary.connections and not sum(summary.closed.values()):
+    if not summary.entries:
+        sentences = [f"{period}: the journal has no entry of {summary.unit}."]
+    elif not summary.connections and not sum(summary.closed.values()):
         sentences = [f"{period}: no connections."]
     else:
         inbound, outbound, within = summary.directions
@@ -120,12 +124,15 @@ def list_warnings(summary: Summary) -> list[str]:
     """What can make the report other than what happened."""
     warnings = []
     if summary.others:
-        units = ", ".join(show(unit) for unit in sorted(summary.others)[:3])
+        units = ", ".join(show(unit) or "unknown ones" for unit in sorted(summary.others)[:3])
         one, many = "entry was written by another unit", "entries were written by other units"
         warnings.append(f"{inflect(sum(summary.others.values()), one, many)}, and left out: {units}")
     if summary.unknown_writers:
-        entries = inflect(summary.unknown_writers, "entry was", "entries were")
-        warnings.append(f"{entries} written by a unit that the journal does not know")
+        one, many = (
+            "entry is known to be of tcpwatchd by its",
+            "entries are known to be of tcpwatchd by their",
+        )
+        warnings.append(f"{inflect(summary.unknown_writers, one, many)} user alone")
     if summary.malformed:
         entries = inflect(summary.malformed, "entry makes no sense and is", "entries make no sense and are")
         warnings.append(f"{entries} left out")
@@ -150,14 +157,18 @@ def tabulate(title: str, name: str, tally: Tally, top: int) -> Table:
     listed = [
         [name_key(key), *map(str, row[:3]), *[format_bytes(row[BYTES])] * with_bytes] for key, row in rows
     ]
-    return Table(title, columns, listed, list_bounds(tally, len(rows)))
+    return Table(title, columns, listed, list_bounds(tally.most_missed, len(tally.rows) - len(rows)))
 
 
-def list_bounds(tally: Tally, shown: int) -> list[str]:
-    if tally.most_missed:
-        most = count_noun(tally.most_missed, "connection")
-        return [f"There were too many to count all: each that is shown may have had up to {most} more."]
-    return list_not_shown(len(tally.rows) - shown)
+def list_bounds(most_missed: int, others: int, what: str = "bytes") -> list[str]:
+    """`most_missed` is as in `Tally`; `what` else is counted."""
+    if most_missed:
+        most = count_noun(most_missed, "connection")
+        return [
+            f"There were too many to count all: each that is shown may have had up to {most} more, with "
+            f"their {what}."
+        ]
+    return list_not_shown(others)
 
 
 def name_key(key: Any) -> str:
@@ -174,7 +185,8 @@ def tabulate_first_seen(first_seen: FirstSeen) -> Table:
     notes = [f"Compared with entries since {format_time(first_seen.since)}."]
     if not rows:
         notes.insert(0, "None.")
-    notes += list_not_shown(first_seen.number - len(rows))
+    least = "At least " * first_seen.is_least
+    notes += [f"{least}{note}" for note in list_not_shown(first_seen.number - len(rows))]
     return Table(title, columns, rows, notes)
 
 
@@ -199,8 +211,14 @@ def format_end(end: tuple[bytes, bytes]) -> str:
 
 
 def tabulate_resets(summary: Summary, top: int) -> Table:
-    rows = [[*map(name_key, key), str(row[RESETS])] for key, row in summary.pairs.list_reset(top)]
-    return Table("Resets", ["<service", "<peer", "resets"], rows, [])
+    listed = summary.pairs.list_reset(top)
+    rows = [
+        [name_key(service), show(peer) or "(this machine)", str(row[RESETS])]
+        for (service, peer), row in listed
+    ]
+    others = sum(row[RESETS] > 0 for row in summary.pairs.rows.values()) - len(rows)
+    notes = list_bounds(summary.pairs.most_missed, others, "resets")
+    return Table("Resets", ["<service", "<peer", "resets"], rows, notes if rows else [])
 
 
 def tabulate_scans(summary: Summary, top: int) -> Table:

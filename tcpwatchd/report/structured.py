@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tcpwatchd import __version__
 from tcpwatchd.output.event import format_utc
 from tcpwatchd.report.names import show
 from tcpwatchd.report.summary import MICROSECONDS
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tcpwatchd.report.summary import Flow, Scan, Summary
     from tcpwatchd.report.tally import Tally
 
+FORMAT = 1
+"""Raised when what is there means something else; what is added does not."""
 MOST_STEPS = 200
 
 
@@ -36,13 +39,14 @@ def list_values(summary: Summary, first_seen: FirstSeen, faults: list[str], top:
         "first_seen": {
             "compared_since": None if first_seen.since is None else format_utc(first_seen.since),
             "number": first_seen.number,
+            "is_least": first_seen.is_least,
             "peers": [{"name": show(peer), **name_directions(row)} for peer, row in first_seen.peers],
         },
         "longest": [list_flow(flow) for _, flow in summary.longest.items],
         "largest": [list_flow(flow) for _, flow in summary.largest.items],
+        "pairs": list_rows(summary.pairs, top),
         "resets": [
-            {"service": show(service) or None, "peer": show(peer), "resets": row[RESETS]}
-            for (service, peer), row in summary.pairs.list_reset(top)
+            {"name": name_key(key), "resets": row[RESETS]} for key, row in summary.pairs.list_reset(top)
         ],
         "scans": [list_scan(source, scan) for source, scan in summary.scans.items()],
         "said": [
@@ -52,6 +56,7 @@ def list_values(summary: Summary, first_seen: FirstSeen, faults: list[str], top:
         "missed": {name.removeprefix("TCPWATCHD_").lower(): number for name, number in summary.sums.items()},
         "not_counted": {
             "entries_of_other_units": sum(summary.others.values()),
+            "other_units": {show(unit) or "unknown": number for unit, number in summary.others.items()},
             "malformed_entries": summary.malformed,
             "scan_sources_left_out": summary.scans_left_out,
             "faults": faults,
@@ -66,6 +71,9 @@ def list_values(summary: Summary, first_seen: FirstSeen, faults: list[str], top:
 def list_totals(summary: Summary, top: int) -> dict[str, Any]:
     directions = name_directions(summary.directions)
     return {
+        "format": FORMAT,
+        "version": __version__,
+        "unit": summary.unit,
         "since": format_utc(summary.since),
         "until": format_utc(summary.until),
         "hosts": {show(host): number for host, number in summary.hosts.most_common(top)},
@@ -91,6 +99,11 @@ def list_scan(source: bytes, scan: Scan) -> dict[str, Any]:
     }
 
 
+def name_key(key: Any) -> str | list[str | None] | None:
+    """A service and a peer, or one name; None if that is not known, and for the peer of what is within."""
+    return [show(part) or None for part in key] if isinstance(key, tuple) else show(key) or None
+
+
 def name_directions(counts: list[int]) -> dict[str, int]:
     return {"ingress": counts[IN], "egress": counts[OUT], "internal": counts[WITHIN]}
 
@@ -102,7 +115,7 @@ def list_rows(tally: Tally, top: int) -> dict[str, Any]:
         "at_most_more": tally.most_missed,
         "top": [
             {
-                "name": show(key) or None,
+                "name": name_key(key),
                 "connections": count(row),
                 **name_directions(row),
                 "bytes": row[BYTES],

@@ -1,17 +1,17 @@
 """What the entries of a period add up to, in bounded memory. No I/O.
 
-Each connection counts once: one that closes counts if it opened in the period, and no entry said so before.
+Each connection counts once: one that closes does if no entry told of it when it opened.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from tcpwatchd.output import event
-from tcpwatchd.report.tally import BYTES, DIRECTIONS, IN, RESETS, WITHIN, Largest, Tally
+from tcpwatchd.report.tally import BYTES, DIRECTIONS, IN, RESETS, WITHIN, Largest, Recent, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,12 @@ OPENINGS = {OPENED, OPENED_MANY}
 CONNECTIONS = {*OPENINGS, CLOSED, CLOSED_MANY}
 SCAN, COUNTED = event.PORT_SCAN.encode(), event.CONNECTIONS_COUNTED.encode()
 STARTED = event.WATCH_STARTED.encode()
+OPENER = "PROCESS_SYSTEMD_UNIT", "PROCESS_SYSTEMD_USER_UNIT", "PROCESS_NAME"
+LISTENER = "DESTINATION_SYSTEMD_UNIT", "DESTINATION_SYSTEMD_USER_UNIT", ""
+"""Fields of who has the end that is here, and of who accepted a connection within."""
+LONGEST_SERVICE, LONGEST_ADDRESSES, LONGEST_START = 1200, 100, 27
+"""Bytes: what the daemon writes is shorter."""
+MOST_FOLDED = 1 << 32
 HOW = frozenset({b"fin", b"reset", b"timeout", b""})
 START = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z").fullmatch
 LONGEST_NUMBER = 20
@@ -43,10 +49,10 @@ LEAST_SAID = b"5"
 LONGEST_SAID = 500
 """Bytes of a message."""
 MOST_SAID = 100
-"""Kinds of what the daemon says of itself, and units that write in its name."""
-SECOND, MINUTE, HOUR = 19, 16, 13
+"""Kinds of what the daemon says of itself, hosts, and units that write in its name."""
+SECOND, MINUTE, TEN_MINUTES, HOUR = 19, 16, 15, 13
 """Characters of a time in ISO 8601 that tell it so finely."""
-PRECISIONS = ((2 * 3600, SECOND), (14 * 86400, MINUTE))
+PRECISIONS = ((2 * 3600, SECOND), (14 * 86400, MINUTE), (400 * 86400, TEN_MINUTES))
 """Up to how many seconds a period lasts of which times are kept so finely."""
 MICROSECONDS = 1_000_000
 
@@ -92,11 +98,13 @@ class Summary:
         unit: str,
         top: int,
         wanted: Callable[[Fields], bool] | None = None,
+        was_telling: bool = False,
     ) -> None:
+        """`was_telling`: whether connections were told of when they opened, before the period."""
         self.since, self.until = since, until
         self._since, self._until = event.format_utc(since).encode(), event.format_utc(until).encode()
         self._second, self._moment = b"none yet", b""
-        self._unit, self._wanted = unit.encode(), wanted
+        self.unit, self._unit, self._wanted = unit, unit.encode(), wanted
         seconds = (until - since) / MICROSECONDS
         self.precision = next((unit for most, unit in PRECISIONS if seconds <= most), HOUR)
         self.entries = self.connections = 0
@@ -109,71 +117,86 @@ class Summary:
         self.longest, self.largest = Largest(top), Largest(top)
         self.closed: Counter[bytes] = Counter()
         """By how; b"" where that is not known."""
-        self.open_before = self.folded = self.ignored = self.starts = 0
+        self.open_before = self.folded = self.ignored = 0
         """Connections that were open when the watch began, that are told many in one entry, and that rules
-        only count; and how often the daemon was started."""
+        only count."""
         self.unpaired = 0
         """Connections that closed and may have been counted before."""
-        self._open: set[int] = set()
-        self._open_longer: set[int] = set()
+        self._told, self._over = Recent(MOST_OPEN), Recent(MOST_OPEN)
+        """Connections that were told of when they opened; and what is not to count once more."""
         self._folded: Counter[Ends] = Counter()
-        """Connections that are told many in one entry when they open, until they close."""
-        self._has_openings = self._has_forgotten = False
+        """Connections that were told many in one entry when they opened, until they close."""
+        self._was_telling = was_telling
+        self._tells: defaultdict[bytes, bool] = defaultdict(lambda: was_telling)
+        """By host, whether connections are told of when they open."""
         self.scans: dict[bytes, Scan] = {}
         self.scans_left_out = 0
         self.said: dict[bytes, Said] = {}
         self.sums = Counter(dict.fromkeys(SUMS, 0))
         self.hosts: Counter[bytes] = Counter()
+        self._user: bytes | None = None
+        self._users: set[bytes | None] = set()
+        """Those that the daemon's unit ran as."""
         self.others: Counter[bytes] = Counter()
-        """Entries by units that are not the daemon's."""
+        """Entries by units that are not the daemon's; b"" where that is not known."""
         self.unknown_writers = self.malformed = 0
-        """Entries of which journald did not know the unit any more, and what makes no sense."""
+        """Entries that are the daemon's by their user alone, and what makes no sense."""
 
     def add(self, written: int, fields: Fields) -> None:
         """`written` is when, in microseconds since the epoch."""
-        unit = fields.get("_SYSTEMD_UNIT")
-        if unit != self._unit:
-            if unit is not None:
-                self.others[unit if unit in self.others or len(self.others) < MOST_SAID else b"others"] += 1
-                return
-            self.unknown_writers += 1
-        self.entries += 1
-        kind = fields.get("MESSAGE_ID", b"")
         try:
+            host = bound(fields.get("_HOSTNAME", b""), self.hosts)
+            if not self._is_ours(fields):
+                return
+            self.hosts[host] += 1
+            self.entries += 1
+            kind = fields.get("MESSAGE_ID", b"")
             if kind not in CONNECTIONS:
-                self._add_said(written, kind, fields)
+                self._add_said(written, kind, fields, host)
             elif self._wanted is None or self._wanted(fields):
-                self._add_connection(kind, fields)
-            self.hosts[fields.get("_HOSTNAME", b"")] += 1
+                self._add_connection(kind, fields, host)
         except (KeyError, ValueError, TypeError, AttributeError):  # it is not as the daemon writes it
             self.malformed += 1
 
-    def _add_connection(self, kind: bytes, fields: Fields) -> None:
+    def _is_ours(self, fields: Fields) -> bool:
+        """Of a sender that had ended journald can know no more than its user."""
+        unit, user = fields.get("_SYSTEMD_UNIT"), fields.get("_UID")
+        if unit == self._unit:
+            if user != self._user:
+                self._user = user
+                self._users.add(user)
+            return True
+        if unit is None and user in self._users:
+            self.unknown_writers += 1
+            return True
+        self.others[bound(unit or b"", self.others)] += 1
+        return False
+
+    def _add_connection(self, kind: bytes, fields: Fields, host: bytes) -> None:
         """Counts nothing of an entry that makes no sense: it raises before."""
         start, direction = fields["EVENT_START"], DIRECTIONS[fields["NETWORK_DIRECTION"]]
-        source, destination = fields["SOURCE_IP"], fields["DESTINATION_IP"]
-        port, service = fields["DESTINATION_PORT"], find_service(fields)
-        if port not in self.ports.rows:
-            parse_number(port)
+        ends = fields["SOURCE_IP"], fields["DESTINATION_IP"], fields["DESTINATION_PORT"]
         is_one = "SOURCE_PORT" in fields
-        number = 1 if is_one else parse_number(fields["EVENT_COUNT"])
+        number = 1 if is_one else parse_count(fields["EVENT_COUNT"])
         moment = self._place(start), direction
-        key = hash((source, fields["SOURCE_PORT"] if is_one else None, destination, port, start))
+        key = hash((*ends, fields["SOURCE_PORT"] if is_one else kind, start))
+        if key in self._over or (kind == OPENED and key in self._told):
+            return  # the same entry again: a file that was copied, or a batch that was repeated after a kill
+        rows = self._find_rows(fields, direction, ends)
         size = reset = 0
         if kind in OPENINGS:
             new = number
-            self._note_opening(number, fields, key if is_one else (source, destination, port))
+            self._note_opening(number, fields, key, ends, is_one)
+            self._tells[host] = True
         else:
-            size, reset = self._note_closing(number, fields, direction, service)
-            new = self._count_new(number, start, key if is_one else None, (source, destination, port))
+            size, reset = self._note_closing(number, fields, direction)
+            new = self._count_new(start, key, ends) if is_one else 0 if self._tells[host] else number
+        if not (is_one and kind == OPENED):
+            self._over.add(key)
         if new:
             self.connections += new
             self.directions[direction] += new
             self.times[moment] += new
-        rows = [self.services.find_row(service), self.ports.find_row(port)]
-        if direction != WITHIN:
-            peer = source if direction == IN else destination
-            rows += self.peers.find_row(peer), self.pairs.find_row((service, peer))
         for row in rows:
             if new:
                 row[direction] += new
@@ -181,6 +204,26 @@ class Summary:
                 row[BYTES] += size
             if reset:
                 row[RESETS] += reset
+
+    def _find_rows(self, fields: Fields, direction: int, ends: Ends) -> list[list[int]]:
+        """Where it counts: of a connection within, for the services at both ends."""
+        source, destination, port = ends
+        service = find_service(fields, OPENER)
+        if port not in self.ports.rows:
+            parse_number(port)
+        if len(source) + len(destination) > LONGEST_ADDRESSES:
+            raise ValueError(ends)
+        rows = [self.services.find_row(service), self.ports.find_row(port)]
+        if direction == WITHIN:
+            listener = find_service(fields, LISTENER)
+            if listener and listener != service:
+                rows.append(self.services.find_row(listener))
+            peer = b""
+        else:
+            peer = source if direction == IN else destination
+            rows.append(self.peers.find_row(peer))
+        rows.append(self.pairs.find_row((service, peer)))
+        return rows
 
     def _place(self, start: bytes) -> bytes:
         """Where in time it counts: what opened before the period, or is said to after it, at its ends.
@@ -191,26 +234,23 @@ class Summary:
             if not START(start):
                 raise ValueError(start)
             moment = min(max(start, self._since), self._until)[: self.precision]
-            datetime.fromisoformat(moment.decode())
+            parse_moment(moment)
             self._second, self._moment = start[:SECOND], moment
         return self._moment
 
-    def _note_opening(self, number: int, fields: Fields, key: int | Ends) -> None:
-        self._has_openings = True
-        if isinstance(key, tuple):
-            self.folded += number
-            if len(self._folded) >= MOST_OPEN:
-                self._has_forgotten = True
-                self._folded.clear()
-            self._folded[key] += number
+    def _note_opening(self, number: int, fields: Fields, key: int, ends: Ends, is_one: bool) -> None:
+        if fields.get("TCPWATCHD_DETECTED_BY") == b"startup":
+            self.open_before += number
+        if is_one:
+            self._told.add(key)
             return
-        self.open_before += fields.get("TCPWATCHD_DETECTED_BY") == b"startup"
-        if len(self._open) >= MOST_OPEN:
-            self._has_forgotten |= bool(self._open_longer)
-            self._open, self._open_longer = set(), self._open
-        self._open.add(key)
+        self.folded += number
+        if len(self._folded) >= MOST_OPEN:
+            self._told.has_forgotten = True
+            self._folded.clear()
+        self._folded[ends] += number
 
-    def _note_closing(self, number: int, fields: Fields, direction: int, service: bytes) -> tuple[int, int]:
+    def _note_closing(self, number: int, fields: Fields, direction: int) -> tuple[int, int]:
         """How many bytes it had, and how many were reset."""
         sent = parse_number(fields.get("SOURCE_BYTES", b"0"))
         answered = parse_number(fields.get("DESTINATION_BYTES", b"0"))
@@ -218,31 +258,28 @@ class Summary:
         if how not in HOW:
             raise ValueError(how)
         if "SOURCE_PORT" in fields:
-            self._note_flow(fields, service)
+            self._note_flow(fields)
         self.closed[how] += number
         self.sizes[direction][0] += sent
         self.sizes[direction][1] += answered
         return sent + answered, number * (how == b"reset")
 
-    def _count_new(self, number: int, start: bytes, key: int | None, ends: Ends) -> int:
-        """How many of what closed opened in the period, and were not counted then."""
-        if start < self._since:
+    def _count_new(self, start: bytes, key: int, ends: Ends) -> int:
+        """1 for one that closed and was not told of when it opened."""
+        if key in self._told:
+            self._told.discard(key)
             return 0
-        if key is None:  # it does not say which
-            return 0 if self._has_openings else number
-        for told in (self._open, self._open_longer):
-            if key in told:
-                told.remove(key)
-                return 0
-        if ends in self._folded:  # it was told with others when they opened
+        if ends in self._folded:  # it was told with others
             self._folded[ends] -= 1
             if not self._folded[ends]:
                 del self._folded[ends]
             return 0
-        self.unpaired += self._has_forgotten
+        if start < self._since and self._was_telling:
+            return 0
+        self.unpaired += self._told.has_forgotten
         return 1
 
-    def _note_flow(self, fields: Fields, service: bytes) -> None:
+    def _note_flow(self, fields: Fields) -> None:
         """If it is one of the longest or the largest."""
         duration = parse_number(fields["EVENT_DURATION"]) if "EVENT_DURATION" in fields else None
         size = parse_number(fields["NETWORK_BYTES"]) if "NETWORK_BYTES" in fields else None
@@ -254,19 +291,21 @@ class Summary:
         parse_number(fields["SOURCE_PORT"])
         source = fields["SOURCE_IP"], fields["SOURCE_PORT"]
         destination = fields["DESTINATION_IP"], fields["DESTINATION_PORT"]
-        flow = Flow(fields["EVENT_START"], source, destination, service, duration, size)
+        service = find_service(fields, OPENER)
+        flow = Flow(fields["EVENT_START"][:LONGEST_START], source, destination, service, duration, size)
         if duration is not None and is_long:
             self.longest.add(duration, flow)
         if size is not None and is_large:
             self.largest.add(size, flow)
 
-    def _add_said(self, written: int, kind: bytes, fields: Fields) -> None:
+    def _add_said(self, written: int, kind: bytes, fields: Fields, host: bytes) -> None:
         if kind == SCAN:
             self._add_scan(written, fields)
             return
         message = bytes(fields["MESSAGE"])[:LONGEST_SAID]
         sums = {name: parse_number(fields[name]) for name in SUMS if name in fields}
-        self.starts += kind == STARTED
+        if kind == STARTED:
+            self._tells[host] = False
         if kind == COUNTED:
             self.ignored += sum(map(int, IGNORED.findall(fields["TCPWATCHD_IGNORED_BY"])))
         if fields.get("PRIORITY", b"") > LEAST_SAID:
@@ -287,12 +326,34 @@ class Summary:
         self.scans[source] = Scan(times, written, bytes(fields["MESSAGE"])[:LONGEST_SAID], is_verified)
 
 
-def find_service(fields: Fields) -> bytes:
-    """Who has the end that is here: its unit, else the name of its process, else b""."""
-    unit = fields.get("PROCESS_SYSTEMD_UNIT")
+def find_service(fields: Fields, names: tuple[str, str, str]) -> bytes:
+    """Who has an end: its unit, or "process NAME" where that is not known, or b"". Raises ValueError.
+
+    What a user has called so is told apart from what is the machine's.
+    """
+    unit, user_unit, process = map(fields.get, names)
     if unit is None:
-        return fields.get("PROCESS_NAME", b"")
-    return fields.get("PROCESS_SYSTEMD_USER_UNIT", unit) if unit.startswith(b"user@") else unit
+        service = b"" if process is None else b"process " + process
+    elif user_unit is not None:
+        service = unit + b"/" + user_unit
+    else:
+        service = unit
+    if len(service) > LONGEST_SERVICE:
+        raise ValueError(service)
+    return service
+
+
+def bound(name: bytes, counts: Counter[bytes]) -> bytes:
+    """The name, or one for all that are too many."""
+    return name if name in counts or len(counts) < MOST_SAID else b"..."
+
+
+def parse_count(text: bytes) -> int:
+    """How many connections an entry tells of. Raises ValueError."""
+    number = parse_number(text)
+    if not 1 <= number < MOST_FOLDED:
+        raise ValueError(text)
+    return number
 
 
 def parse_number(text: bytes) -> int:
@@ -304,4 +365,5 @@ def parse_number(text: bytes) -> int:
 
 def parse_moment(text: bytes) -> int:
     """Seconds since the epoch, of the beginning of a time in ISO 8601. Raises ValueError."""
-    return int(datetime.fromisoformat(text.decode()).replace(tzinfo=timezone.utc).timestamp())
+    whole = text + b"0" if len(text) == TEN_MINUTES else text
+    return int(datetime.fromisoformat(whole.decode()).replace(tzinfo=timezone.utc).timestamp())

@@ -42,9 +42,8 @@ class Tally:
 
     def list_top(self, number: int) -> list[tuple[Any, list[int]]]:
         """Those with the most connections, and then bytes; equal ones by name."""
-        return heapq.nsmallest(
-            number, self.rows.items(), key=lambda item: (-count(item[1]), -item[1][BYTES], item[0])
-        )
+        counted = (item for item in self.rows.items() if any(item[1]))
+        return heapq.nsmallest(number, counted, key=lambda item: (-count(item[1]), -item[1][BYTES], item[0]))
 
     def list_reset(self, number: int) -> list[tuple[Any, list[int]]]:
         """Those of which the most were reset."""
@@ -55,6 +54,29 @@ class Tally:
 def count(row: list[int]) -> int:
     """Its connections."""
     return row[IN] + row[OUT] + row[WITHIN]
+
+
+class Recent:
+    """The last keys that were added, so many at least and twice as many at most, and not removed."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._young: set[int] = set()
+        self._old: set[int] = set()
+        self.has_forgotten = False
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._young or key in self._old
+
+    def add(self, key: int) -> None:
+        if len(self._young) >= self._most:
+            self.has_forgotten |= bool(self._old)
+            self._young, self._old = set(), self._young
+        self._young.add(key)
+
+    def discard(self, key: int) -> None:
+        self._young.discard(key)
+        self._old.discard(key)
 
 
 class Largest:

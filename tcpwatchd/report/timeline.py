@@ -7,7 +7,7 @@ from bisect import bisect_right
 from datetime import date
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE, parse_moment
+from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE, TEN_MINUTES, parse_moment
 
 if TYPE_CHECKING:
     from tcpwatchd.report.summary import Summary
@@ -27,7 +27,7 @@ STEPS = (
 """Seconds, up to all the time for which Python has dates."""
 SAMPLES = 4_000
 """Moments of a period at which the zone is asked for."""
-FINEST = {MINUTE: A_MINUTE, HOUR: AN_HOUR}
+FINEST = {MINUTE: A_MINUTE, TEN_MINUTES: 10 * A_MINUTE, HOUR: AN_HOUR}
 """Seconds of what is known of times."""
 
 

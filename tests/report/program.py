@@ -50,3 +50,8 @@ def open_at(written: int, peer: str = "192.0.2.1", direction: Direction = "ingre
 
 def write_many(path: Path, number: int, since: int = BEGIN, step: int = SECOND) -> Path:
     return write_journal(path, (export(open_at(since + step * index)) for index in range(number)))
+
+
+def format_at(moment: int) -> str:
+    """As systemd.time(7) has it, to the microsecond."""
+    return f"@{moment // SECOND}.{moment % SECOND:06d}"

@@ -39,7 +39,7 @@ class Service(NamedTuple):
 
 SERVICES = (
     Service("nginx.service", "ingress", 443, 52, 220),
-    Service("postgresql@15-main.service", "internal", 5432, 22, 1),
+    Service("php8.2-fpm.service", "internal", 5432, 22, 1),
     Service("php8.2-fpm.service", "egress", 443, 14, 12),
     Service("postfix@-.service", "egress", 25, 5, 60),
     Service("ssh.service", "ingress", 22, 3, 30),
@@ -85,6 +85,8 @@ def list_connection(chance: random.Random, moment: int) -> list[tuple[int, bytes
     owner = Owner(user=33, unit=service.unit, name=service.unit.partition(".")[0][:15])
     source = f"{ends[0]}:{chance.randrange(32768, 60999)}"
     opened = make_connection(source, f"{ends[1]}:{service.port}", service.direction, owner)
+    if service.direction == "internal":
+        opened = opened._replace(listener=Owner(user=113, unit="postgresql@15-main.service"))
     (how,) = chance.choices(CLOSED, [94, 5, 1])
     sent, received = (int(chance.lognormvariate(size, 2)) for size in (6, 9))
     closed = Closed(opened, int(1e9 * chance.lognormvariate(-1, 2)), how, "source", sent, received, "trace")

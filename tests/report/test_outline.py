@@ -37,7 +37,7 @@ def test_nothing_is_told_as_nothing() -> None:
     outline = make_outline(make_summary(), NONE_BEFORE, [], 10)
     assert outline.title == "Connections"
     (sentence,) = outline.sentences
-    assert sentence.endswith(": no connections.")
+    assert sentence.endswith(": the journal has no entry of tcpwatchd.service.")
     assert [table.title for table in outline.tables] == ["Peers seen for the first time"]
     assert outline.warnings == []
 
@@ -115,7 +115,7 @@ def test_what_can_make_it_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     outline = outline_of(summary, ["/a.journal: it is damaged: read in part"])
     for expected in (
         "1 entry was written by another unit, and left out: größe ☃",
-        "1 entry was written by a unit that the journal does not know",
+        "1 entry is known to be of tcpwatchd by its user alone",
         "1 entry makes no sense and is left out",
         "/a.journal: it is damaged: read in part",
     ):
@@ -166,7 +166,7 @@ def test_hostile_names_are_one_line_each() -> None:
             ["1 of them was open when the watch began.", "1 of them was told with others in one entry.",
              "1 more was ignored by rules, and only counted."],
             ["1 entry was written by another unit, and left out: x.service",
-             "1 entry was written by a unit that the journal does not know",
+             "1 entry is known to be of tcpwatchd by its user alone",
              "1 entry makes no sense and is left out",
              "1 connection that closed may have been counted twice"],
             "1 more is not shown.",
@@ -177,7 +177,7 @@ def test_hostile_names_are_one_line_each() -> None:
             ["2 of them were open when the watch began.", "2 of them were told with others in one entry.",
              "2 more were ignored by rules, and only counted."],
             ["2 entries were written by other units, and left out: x.service",
-             "2 entries were written by a unit that the journal does not know",
+             "2 entries are known to be of tcpwatchd by their user alone",
              "2 entries make no sense and are left out",
              "2 connections that closed may have been counted twice"],
             "2 more are not shown.",

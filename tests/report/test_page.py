@@ -210,7 +210,7 @@ def test_an_empty_period_has_no_plot_and_says_so() -> None:
     summary = Summary(SINCE, UNTIL, "tcpwatchd.service", 10)
     page = Page(format_page(summary, make_outline(summary, FirstSeen(None, [], 0), [], 10)))
     assert not [tag for tag, _ in page.elements if tag == "svg"]
-    assert any(text.endswith(": no connections.") for _, text in page.texts)
+    assert any(text.endswith(": the journal has no entry of tcpwatchd.service.") for _, text in page.texts)
 
 
 @pytest.mark.parametrize("number", [1, 2, 50, 400])

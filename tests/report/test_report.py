@@ -19,13 +19,15 @@ import pytest
 from tcpwatchd import __version__
 from tcpwatchd.connection import Closed, Owner
 from tcpwatchd.output import event
-from tests.report.journals import export, make_connection, write_journal
+from tests.namespace import wait_until
+from tests.report.journals import REMOTE, export, make_connection, write_journal
 from tests.report.program import (
     BEGIN,
     COMMAND,
     ENVIRONMENT,
     PYTHON,
     SECOND,
+    format_at,
     open_at,
     read_report,
     run_report,
@@ -142,9 +144,13 @@ def test_nothing_in_the_period_says_so(folder: Path, tmp_path: Path) -> None:
     period = ["--since", "2020-01-01", "--until", "2020-01-02"]
     done = run_report("-D", folder, *period)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "From 2020-01-01 00:00:00 UTC to 2020-01-02 00:00:00 UTC: no connections." in done.stdout
+    nothing = "the journal has no entry of tcpwatchd.service."
+    assert f"From 2020-01-01 00:00:00 UTC to 2020-01-02 00:00:00 UTC: {nothing}" in done.stdout
     assert run_report("-D", folder, *period, "--html", tmp_path / "page.html").returncode == 0
-    assert "no connections." in (tmp_path / "page.html").read_text()
+    assert nothing in (tmp_path / "page.html").read_text()
+    assert ": no connections." in run_report("-D", folder, "dst port 1").stdout
+    assert "no entry of mine.service." in run_report("-D", folder, "-u", "mine").stdout
+    assert "no entry" in run_report("-D", folder, "--until", "@0", "--since", "@0").stdout
     assert read_report("-D", folder, *period)["connections"]["all"] == 0
 
 
@@ -155,7 +161,7 @@ def test_a_journal_without_the_daemon_says_so(tmp_path: Path) -> None:
     )
     done = run_report("-D", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "no connections." in done.stdout
+    assert "no entry of tcpwatchd.service." in done.stdout
     assert "1970" not in done.stdout
 
 
@@ -386,9 +392,10 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     for text in done.stdout, page, plain:
         assert all(character.isprintable() or character == "\n" for character in text)
     names = {one["name"] for one in json.loads(plain)["services"]["top"]}
-    assert names == {
+    shown = (
         "<script>alert(1)</script>", "a\\nb", "\\x1b[31mred\\x1b[0m", "\\u202egnp.exe", "x\\x00y", "&amp;\"'`"
-    }  # fmt: skip
+    )  # fmt: skip
+    assert names == {f"process {name}" for name in shown}
     for name in names:
         assert name in done.stdout
     assert "<script" not in page
@@ -398,3 +405,79 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 def test_the_tests_run_what_is_shipped() -> None:
     assert Path(sys.modules["tcpwatchd"].__file__ or "").parents[1] == Path(ENVIRONMENT["PYTHONPATH"])
+
+
+def test_a_new_page_is_for_its_owner_and_an_old_one_keeps_its_mode(folder: Path, tmp_path: Path) -> None:
+    """It is personal data. Where somebody else put something in the way, nothing is written through it."""
+    page, link = tmp_path / "page.html", tmp_path / "link.html"
+    assert run_report("-D", folder, "--html", page).returncode == 0
+    assert page.stat().st_mode & 0o777 == 0o600
+    page.chmod(0o640)
+    page.write_text("old")
+    link.symlink_to(page)
+    assert run_report("-D", folder, "--html", link).returncode == 0
+    assert page.stat().st_mode & 0o777 == 0o640
+    assert "<html" in page.read_text()
+    assert link.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "link.html"}
+
+
+def test_a_file_whose_name_is_hostile_is_told_as_text(tmp_path: Path) -> None:
+    for name in b"\x1b]0;pwned.journal", b"\xff.journal":
+        (tmp_path / os.fsdecode(name)).write_bytes(b"no journal")
+    write_journal(tmp_path / "a.journal", [export(open_at(BEGIN))])
+    for form in [], ["--json"], ["--html", "-"]:
+        done = run_report("-D", tmp_path, *form)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\x1b" not in done.stdout
+        assert "pwned.journal" in done.stdout
+
+
+def test_what_is_written_meanwhile_is_no_damage(tmp_path: Path) -> None:
+    """Two thousand entries that come while it reads."""
+    path = tmp_path / "a.journal"
+    writer = subprocess.Popen([REMOTE, f"--output={path}", "--split-mode=none", "-"], stdin=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL)  # fmt: skip
+    assert writer.stdin
+    for number in range(2000):
+        writer.stdin.write(export(open_at(BEGIN + number * SECOND)))
+    writer.stdin.flush()
+    wait_until(lambda: path.exists() and path.stat().st_size > 1 << 20, 20, "a journal")
+    for turn in range(5):
+        for number in range(400):
+            writer.stdin.write(export(open_at(BEGIN + (2000 + turn * 400 + number) * SECOND)))
+        writer.stdin.flush()
+        assert read_report("-D", tmp_path)["not_counted"]["faults"] == []
+    writer.communicate()
+
+
+@pytest.mark.parametrize("flag", ["--html", "-D"])
+def test_an_empty_name_is_wrong_usage(flag: str) -> None:
+    done = run_report(flag, "")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected a name" in done.stderr
+
+
+@pytest.mark.parametrize("report", ["opened", "closed", "both"])
+def test_periods_that_follow_count_each_connection_once(tmp_path: Path, report: str) -> None:
+    """Of a daemon that tells so of connections that cross from one period into another."""
+    told = [event.watch_started("1.0", 10, True, BEGIN)]
+    for number in range(200):
+        opened = BEGIN + number * SECOND
+        closed = opened + (number % 7) * 9 * SECOND + SECOND // 2
+        made = make_connection(
+            f"192.0.2.{number % 50 + 1}:{1024 + number}", "10.0.0.1:80", time=opened * 1000
+        )
+        if report != "closed":
+            told.append(event.connection_opened(made, opened))
+        if report != "opened":
+            ended = Closed(made, closed * 1000, "fin", "source", 1, 2, "trace")
+            told.append(event.connection_closed(ended, opened, closed))
+    write_journal(tmp_path / "a.journal", map(export, sorted(told, key=lambda what: what.time)))
+    ends = [BEGIN + number * SECOND + SECOND // 4 for number in (-1, 60, 110, 190, 400)]
+    counted, first_seen = 0, 0
+    for begin, end in zip(ends, ends[1:]):
+        found = read_report("-D", tmp_path, "--since", format_at(begin), "--until", format_at(end))
+        counted += found["connections"]["all"]
+        first_seen += found["first_seen"]["number"] or (begin == ends[0]) * found["peers"]["names"]
+    assert (counted, first_seen) == (200, 50)

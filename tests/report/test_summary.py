@@ -36,7 +36,7 @@ OWNERS = [
     Owner(user=1000, unit="user@1000.service", name="ssh"),
     Owner(user=7, name="lone"),
 ]
-SERVICES = [b"", b"nginx.service", b"app.service", b"user@1000.service", b"lone"]
+SERVICES = [b"", b"nginx.service", b"user@1000.service/app.service", b"user@1000.service", b"process lone"]
 TOP = 3
 
 
@@ -122,8 +122,8 @@ def tell(report: str, history: list[Life]) -> list[Entry]:
     return [(time, fields) for time, _, fields in sorted(told, key=lambda entry: entry[:2])]
 
 
-def sum_up(entries: list[Entry], top: int = TOP) -> Summary:
-    summary = Summary(SINCE, BEGIN + LENGTH, UNIT, top)
+def sum_up(entries: list[Entry], report: str = "both", top: int = TOP) -> Summary:
+    summary = Summary(SINCE, BEGIN + LENGTH, UNIT, top, was_telling=report != "closed")
     for written, fields in entries:
         if SINCE <= written <= BEGIN + LENGTH:
             summary.add(written, fields)
@@ -144,7 +144,7 @@ class Plain:
             closes = SINCE - BEGIN <= ends <= LENGTH
             if report != "opened" and closes:
                 self.closed[index] = number
-            if opens and (report != "closed" or closes):
+            if (opens and report != "closed") or (closes and report == "closed"):
                 self.counted[index] = number
 
     def sum_by(
@@ -158,13 +158,18 @@ class Plain:
 
 @given(st.sampled_from(["opened", "closed", "both"]), histories)
 def test_each_connection_counts_once(report: str, history: list[Life]) -> None:
-    summary, plain = sum_up(tell(report, history)), Plain(report, history)
+    entries = tell(report, history)
+    # A file that was copied tells all again.
+    summary, plain = sum_up([*entries, *entries], report), Plain(report, history)
     assert summary.connections == sum(plain.counted.values())
     assert (summary.unpaired, summary.unknown_writers, dict(summary.others)) == (0, 0, {})
     by_direction = plain.sum_by(lambda life: life.direction, history, plain.counted)
     assert summary.directions == [by_direction[direction] for direction in range(3)]
     times = plain.sum_by(
-        lambda life: (event.format_utc(BEGIN + life.opened)[:SECOND].encode(), life.direction),
+        lambda life: (
+            event.format_utc(max(SINCE, BEGIN + life.opened))[:SECOND].encode(),
+            life.direction,
+        ),
         history,
         plain.counted,
     )
@@ -180,14 +185,73 @@ def test_each_connection_counts_once(report: str, history: list[Life]) -> None:
     )
 
 
+def test_a_connection_counts_in_one_of_two_periods_that_follow() -> None:
+    """Wherever it closes, and however it is told."""
+    lives = [
+        Life(
+            number % 5 + 1, 443, number % 3, 1, number * LENGTH // 60, LENGTH // 2, 2, "single", "fin", (1, 2)
+        )
+        for number in range(60)
+    ]
+    for report in ("opened", "closed", "both"):
+        entries = tell(report, lives)
+        counted = 0
+        for begin, end in ((0, SINCE), (SINCE, BEGIN + 2 * LENGTH)):
+            summary = Summary(begin, end, UNIT, TOP, was_telling=begin > 0 and report != "closed")
+            for written, fields in entries:
+                if begin <= written < end:
+                    summary.add(written, fields)
+            counted += summary.connections
+        assert counted == 60
+
+
+def test_hosts_that_tell_differently_do_not_disturb_each_other() -> None:
+    folded = Life(1, 443, 0, 1, LENGTH // 2, 1000, 50, "folded", "fin", (1, 2))
+    one = folded._replace(peer=2, told="single", opened=LENGTH // 2 - 100)
+    closed = [(time, {**fields, "_HOSTNAME": b"web2"}) for time, fields in tell("closed", [folded])]
+    opened = tell("opened", [one])
+    for entries in ([*closed, *opened], [*opened, *closed]):
+        assert sum_up(entries, "closed").connections == 51
+
+
+def test_a_start_ends_what_was_told_before() -> None:
+    """`Report=` can be another after it."""
+    folded = Life(1, 443, 0, 1, LENGTH // 2, 1000, 50, "folded", "fin", (1, 2))
+    start = SINCE + 1, list_fields(event.watch_started("1.0", 1.0, ipv6=True, now=SINCE + 1))
+    assert sum_up([start, *tell("closed", [folded])], "both").connections == 50
+    assert sum_up(tell("closed", [folded]), "both").connections == 0
+
+
+def test_within_counts_for_the_services_at_both_ends() -> None:
+    made = make_connection("127.0.0.1:5000", "127.0.0.1:5432", "internal", Owner(unit="app.service"))
+    made = made._replace(listener=Owner(unit="db.service"), time=SINCE * 1000)
+    summary = sum_up([(SINCE, list_fields(event.connection_opened(made, SINCE)))])
+    assert {key: count(row) for key, row in summary.services.rows.items()} == {
+        b"app.service": 1,
+        b"db.service": 1,
+    }
+    assert list(summary.pairs.rows) == [(b"app.service", b"")]
+
+
+def test_names_that_users_choose_are_no_services_of_the_machine() -> None:
+    owners = [Owner(unit="ssh.service"), Owner(unit="user@7.service", user_unit="ssh.service"),
+              Owner(name="ssh.service")]  # fmt: skip
+    for number, owner in enumerate(owners, 1):
+        made = make_connection(f"192.0.2.{number}:5000", "10.0.0.1:22", "ingress", owner, SINCE * 1000)
+        entry = SINCE, list_fields(event.connection_opened(made, SINCE))
+        assert list(sum_up([entry]).services.rows) == [
+            [b"ssh.service", b"user@7.service/ssh.service", b"process ssh.service"][number - 1]
+        ]
+
+
 @given(st.sampled_from(["opened", "closed", "both"]), histories)
 def test_rows_add_up(report: str, history: list[Life]) -> None:
-    summary, plain = sum_up(tell(report, history)), Plain(report, history)
+    summary, plain = sum_up(tell(report, history), report), Plain(report, history)
     tallies: list[tuple[Tally, Callable[[Life], Any]]] = [
         (summary.services, lambda life: SERVICES[life.owner]),
         (summary.ports, lambda life: str(life.port).encode()),
         (summary.peers, lambda life: life.direction < 2 and find_peer(life)),
-        (summary.pairs, lambda life: life.direction < 2 and (SERVICES[life.owner], find_peer(life))),
+        (summary.pairs, lambda life: (SERVICES[life.owner], find_peer(life) if life.direction < 2 else b"")),
     ]
     for tally, find_key in tallies:
         counts, resets = Counter[Any](), Counter[Any]()
@@ -205,7 +269,8 @@ def test_rows_add_up(report: str, history: list[Life]) -> None:
         for key, row in tally.rows.items():
             assert row[:3] == [counts[key, direction] for direction in range(3)]
             assert (row[RESETS], row[BYTES]) == (resets[key, True], sent[key])
-        ranked = sorted(tally.rows, key=lambda key: (-count(tally.rows[key]), -tally.rows[key][BYTES], key))
+        counted = {key for key, row in tally.rows.items() if any(row)}
+        ranked = sorted(counted, key=lambda key: (-count(tally.rows[key]), -tally.rows[key][BYTES], key))
         assert [key for key, _ in tally.list_top(TOP)] == ranked[:TOP]
 
 
@@ -216,7 +281,7 @@ def find_peer(life: Life) -> bytes:
 @given(st.sampled_from(["closed", "both"]), histories)
 def test_bytes_the_longest_and_the_largest(report: str, history: list[Life]) -> None:
     entries = tell(report, history)
-    summary, plain = sum_up(entries), Plain(report, history)
+    summary, plain = sum_up(entries, report), Plain(report, history)
     expected = [[0, 0], [0, 0], [0, 0]]
     durations, totals = [], []
     for index, number in plain.closed.items():
@@ -342,7 +407,7 @@ def list_state(summary: Summary) -> dict[str, Any]:
     state: dict[str, Any] = {
         name: value
         for name, value in vars(summary).items()
-        if name not in ("_moment", "_second", "malformed")
+        if name not in ("_moment", "_second", "_told", "_over", "_user", "_users", "malformed")
     }
     for name in "services", "ports", "peers", "pairs":
         state[name] = state[name].rows
@@ -366,7 +431,7 @@ CHECKED = {
 @pytest.mark.parametrize("bad", range(len(BAD)))
 def test_an_entry_that_makes_no_sense_counts_nothing_and_breaks_nothing(good: int, bad: int) -> None:
     for name in list_good()[good]:
-        if name in ("_SYSTEMD_UNIT", *(TRUSTED if isinstance(BAD[bad], list) else ())):
+        if name in ("_SYSTEMD_UNIT", "_UID", *(TRUSTED if isinstance(BAD[bad], list) else ())):
             continue
         summary = Summary(SINCE, BEGIN + LENGTH, UNIT, TOP)
         before = list_state(summary)
@@ -416,7 +481,7 @@ def test_what_is_said_is_summed_up_by_kind() -> None:
     lost = summary.said[event.RECORDS_LOST.encode()]
     assert (lost.times, lost.last) == (2, SINCE + 2)
     assert lost.message.startswith(b"The kernel's trace lost 4 records")
-    assert (summary.starts, event.WATCH_STARTED.encode() in summary.said) == (1, False)
+    assert event.WATCH_STARTED.encode() not in summary.said
     assert summary.connections == summary.malformed == 0
 
 
@@ -427,7 +492,45 @@ def test_what_another_unit_writes_does_not_count() -> None:
     assert (summary.connections, summary.others) == (0, {b"evil.service": 1})
     del forged["_SYSTEMD_UNIT"]
     summary.add(SINCE, forged)
+    assert (summary.connections, summary.others[b""]) == (0, 1)
+
+
+def test_what_journald_knows_the_user_of_alone_counts_if_the_unit_ran_as_that() -> None:
+    summary = Summary(SINCE, BEGIN + LENGTH, UNIT, TOP)
+    summary.add(SINCE, list_good()[4])
+    last_words = list_good()[0]
+    del last_words["_SYSTEMD_UNIT"]
+    summary.add(SINCE, {**last_words, "_UID": b"1000"})
+    assert (summary.connections, summary.unknown_writers) == (0, 0)
+    summary.add(SINCE, last_words)
     assert (summary.connections, summary.unknown_writers) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["_SYSTEMD_UNIT", "_UID", "_HOSTNAME", "PROCESS_NAME", "SOURCE_IP", "MESSAGE_ID"]
+)
+def test_a_field_given_twice_counts_nothing(name: str) -> None:
+    """As journald itself never has it of these; another host's journal can."""
+    made = make_connection("192.0.2.1:1024", "10.0.0.1:80", "ingress", Owner(name="x"), (SINCE + 1) * 1000)
+    fields: dict[str, Any] = list_fields(event.connection_opened(made, SINCE + 1))
+    summary = Summary(SINCE, BEGIN + LENGTH, UNIT, TOP)
+    twice: dict[str, Any] = {**fields, name: [b"a", b"b"]}
+    summary.add(SINCE, twice)
+    assert (summary.connections, summary.malformed) == (0, 1)
+    assert not summary.times
+
+
+def test_names_without_end_take_no_memory() -> None:
+    summary = Summary(SINCE, BEGIN + LENGTH, UNIT, TOP)
+    for number in range(1000):
+        made = make_connection(f"192.0.2.1:{number + 1}", "10.0.0.1:80", time=(SINCE + 1) * 1000)
+        fields = list_fields(event.connection_opened(made, SINCE + 1))
+        summary.add(SINCE, {**fields, "_HOSTNAME": b"host%d" % number})
+        another = {**fields, "SOURCE_PORT": b"%d" % (20_000 + number)}
+        summary.add(SINCE, {**another, "PROCESS_SYSTEMD_UNIT": b"%d" % number + b"x" * 60_000})
+    assert len(summary.hosts) <= module.MOST_SAID + 1
+    assert len(summary.services.rows) == 1
+    assert (summary.connections, summary.malformed) == (1000, 1000)
 
 
 def test_ipv6_and_endpoints_of_the_model() -> None:

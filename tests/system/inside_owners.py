@@ -174,13 +174,17 @@ def try_rules() -> dict[str, Any]:
 
 
 def read_report() -> dict[str, Any]:
-    """How many connections of each service the report counts, and how many entries there are of it."""
+    """How many connections of each unit the report counts, and how many entries there are of it."""
     report = json.loads(run("tcpwatchd-report", "--boot", "--json", "--top=1000"))
-    counted = {row["name"]: row["connections"] for row in report["services"]["top"]}
+    rows = [row for row in report["services"]["top"] if "process " not in (row["name"] or "process ")]
+    counted = {row["name"]: row["connections"] for row in rows}
     entries = Counter[str]()
     for entry in map(json.loads, run("journalctl", "-b", "-o", "json", f"MESSAGE_ID={OPENED}").splitlines()):
-        unit = entry.get("PROCESS_SYSTEMD_UNIT", entry.get("PROCESS_NAME"))
-        entries[entry.get("PROCESS_SYSTEMD_USER_UNIT", unit)] += 1
+        ends = set()
+        for prefix in ("PROCESS_", "DESTINATION_"):
+            units = [entry.get(f"{prefix}SYSTEMD_{kind}") for kind in ("UNIT", "USER_UNIT")]
+            ends |= {"/".join(filter(None, units))}
+        entries.update(ends - {""})
     to_remote = json.loads(run("tcpwatchd-report", "-b", "--json", "unit", "blog.service", "and", "egress"))
     return {"counted": counted, "entries": entries, "filtered": to_remote["connections"]["all"]}
 

@@ -112,7 +112,9 @@ def test_owners_are_told_by_the_kernel(suite: str, tmp_path: Path) -> None:
     assert all(found and "No entries" not in found for found in results["readme"].values())
     report = results["report"]
     assert report["counted"] == report["entries"]
-    assert {"web.service", "mine.service", "job@x\\x2dy.service", "shell.scope"} <= set(report["counted"])
+    assert {"web.service", "user@1001.service/mine.service", "job@x\\x2dy.service", "shell.scope"} <= set(
+        report["counted"]
+    )
     assert report["filtered"] == 1
     assert results["rules"]["told"] == [["loud.service", "4"], ["plain.service", "6"]]
     assert "1 by /etc/tcpwatchd/tcpwatchd.conf.d/rules.conf:2" in results["rules"]["counted"]
