@@ -14,7 +14,7 @@ import pytest
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, run, wait_until
-from tests.system.container import Container, copy_source
+from tests.system.container import REPORT, Container, copy_source
 from tests.system.packages import STUBS, Workshop
 from tests.system.service import entries
 
@@ -123,7 +123,7 @@ def test_install_from_the_source_and_read() -> None:
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_install_the_package_and_read(suite: str) -> None:
     workshop = Workshop(suite)
-    with Container(suite) as container, Namespace() as peer:
+    with Container(suite, more=REPORT) as container, Namespace() as peer:
         ((make_deb,), install) = read_blocks("Install")
         workshop.run("sh", "-c", f"cd /src && {make_deb}")
         if suite == "bookworm":

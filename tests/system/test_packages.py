@@ -12,7 +12,7 @@ import pytest
 from tcpwatchd import __version__
 from tcpwatchd.output import event
 from tests.namespace import Namespace, wait_until
-from tests.system.container import PROJECT, Container
+from tests.system.container import PROJECT, REPORT, Container
 from tests.system.load import PORTS, Load, join
 from tests.system.packages import Workshop
 from tests.system.service import count_lost, entries, list_instances, wait_until_gone
@@ -91,7 +91,7 @@ def test_missing_tools_are_named_in_one_line(target: str) -> None:
 @pytest.mark.container
 @pytest.mark.trace
 def test_the_life_of_the_deb(workshop: Workshop, packages: tuple[Path, Path]) -> None:
-    with Container(workshop.suite, traced=True) as machine, Namespace() as client:
+    with Container(workshop.suite, traced=True, more=REPORT) as machine, Namespace() as client:
         for package in packages:
             shutil.copy(package, machine.root / "root")
         machine.boot()
