@@ -103,7 +103,7 @@ def late_cpu() -> dict[str, Any]:
 def packaged() -> dict[str, Any]:
     """The package on a machine, through a clock that is set and a CPU that goes and comes."""
     online = Path("/sys/devices/system/cpu/cpu1/online")
-    run("sh", "-c", "apt-get install -y /root/*.deb")
+    run("sh", "-c", "apt-get install -y --no-install-recommends /root/*.deb")
     wait_active()
     results: dict[str, Any] = {"kernel": run("uname", "-r").strip()}
     units = ("tcpwatchd", "tcpwatchd-trace")

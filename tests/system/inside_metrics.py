@@ -31,7 +31,7 @@ def ask(there: str, source: str, *prefix: str) -> str:
 def who_may_scrape() -> dict[str, Any]:
     """As the units stand, and as the README has it for a Prometheus elsewhere."""
     text = Path("/src/README.md").read_text().split("\n## Metrics\n")[1].split("\n## ")[0]
-    enable, elsewhere, _ = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    enable, elsewhere, *_ = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     run("ip", "netns", "add", "scraper")
     run("ip", "link", "add", "ve0", "type", "veth", "peer", "name", "ve1", "netns", "scraper")
     run("ip", "address", "add", f"{HERE}/24", "dev", "ve0")
