@@ -150,7 +150,7 @@ def test_nothing_in_the_period_says_so(folder: Path, tmp_path: Path) -> None:
     assert nothing in (tmp_path / "page.html").read_text()
     assert ": no connections." in run_report("-D", folder, "dst port 1").stdout
     assert "no entry of mine.service." in run_report("-D", folder, "-u", "mine").stdout
-    assert "no entry" in run_report("-D", folder, "--until", "@0", "--since", "@0").stdout
+    assert "no entry of tcpwatchd" in run_report("-D", folder, "--until", "@0", "--since", "@0").stdout
     assert read_report("-D", folder, *period)["connections"]["all"] == 0
 
 

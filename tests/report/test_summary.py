@@ -363,6 +363,16 @@ def test_with_too_many_open_what_may_count_twice_is_told(history: list[Life]) ->
     assert exact <= bounded.connections <= exact + bounded.unpaired
 
 
+def test_one_that_closes_after_it_was_forgotten_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_OPEN", 2)
+    lives = [Life(number + 1, 443, 0, 1, LENGTH // 2 + number, LENGTH // 4, 2, "single", "fin", (1, 2))
+             for number in range(7)]  # fmt: skip
+    summary = sum_up(tell("both", lives))
+    # Two at a time: the first four of seven.
+    assert summary.connections == 7 + summary.unpaired
+    assert summary.unpaired == 4
+
+
 def test_what_others_can_write_takes_no_memory_without_bound() -> None:
     summary = Summary(SINCE, BEGIN + LENGTH, UNIT, TOP)
     fields = list_fields(event.trace_recovered(SINCE))
