@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -159,6 +160,11 @@ def check_configuring(container: Container) -> None:
         lambda: "Started: version" in container.try_run("sh", "-c", reading).stdout, 10, "an entry there"
     )
     assert read_starts(container) == before
+    (namespace,) = re.findall(r"--namespace=(\w+)", reading)
+    for place in ("--namespace", namespace), ("--merge",):
+        report = json.loads(container.run("tcpwatchd-report", *place, "--since", "-1min", "--json"))
+        assert sum(report["hosts"].values()) > 0
+        assert report["not_counted"]["faults"] == []
     run_all(container, back)
     wait_until(lambda: read_starts(container) != before, 10, "in the machine's journal again")
 
