@@ -93,6 +93,11 @@ class Container:
     def __enter__(self: Booted) -> Booted:
         return self
 
+    def install(self) -> None:
+        """The service, from the source, and a journal on disk. Before it boots."""
+        install(self.root)
+        (self.root / "var/log/journal").mkdir(exist_ok=True)
+
     def boot(self) -> None:
         command = ["systemd-nspawn", "-D", str(self.root), "--private-network", "-b"]
         flags = ["--register=no", "--keep-unit", "--console=pipe"]

@@ -12,7 +12,7 @@ import pytest
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, enter_network, run, wait_until
-from tests.system.container import FAIL2BAN, PROJECT, Container, install
+from tests.system.container import FAIL2BAN, PROJECT, Container
 from tests.system.service import entries, write_settings
 from tests.test_readme import read_blocks, run_all
 
@@ -35,8 +35,7 @@ pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
 @pytest.fixture(scope="module")
 def container() -> Iterator[Container]:
     with Container("bookworm", traced=True, more=FAIL2BAN) as booted:
-        install(booted.root)
-        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.install()
         write_settings(booted, "scan", f"[Scan]\nWindow={WINDOW}s\n")
         booted.boot()
         booted.run("systemctl", "start", "tcpwatchd")

@@ -12,7 +12,7 @@ import pytest
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, wait_until
-from tests.system.container import Container, install
+from tests.system.container import Container
 from tests.system.load import PORTS, RATE, Load, join
 from tests.system.service import configure, count_lost, entries, wait_until_gone, write_settings
 
@@ -30,8 +30,7 @@ pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
 @pytest.fixture(scope="module")
 def container() -> Iterator[Container]:
     with Container("bookworm", traced=True) as booted:
-        install(booted.root)
-        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.install()
         booted.boot()
         yield booted
 

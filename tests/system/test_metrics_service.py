@@ -13,7 +13,7 @@ from tcpwatchd.exporter.server import NOTHING
 from tcpwatchd.output import event
 from tests.namespace import Namespace, enter_network, run, wait_until
 from tests.output.test_metrics import parse
-from tests.system.container import Container, install
+from tests.system.container import Container
 from tests.system.service import entries
 from tests.test_readme import read_blocks
 
@@ -47,8 +47,7 @@ pytestmark = pytest.mark.container
 def container() -> Iterator[Container]:
     """Where the socket is enabled before the service ever ran."""
     with Container("bookworm") as booted:
-        install(booted.root)
-        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.install()
         booted.boot()
         yield booted
 

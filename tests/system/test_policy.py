@@ -10,7 +10,7 @@ import pytest
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import wait_until
-from tests.system.container import Container, install
+from tests.system.container import Container
 from tests.system.service import entries, write_settings
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ pytestmark = pytest.mark.container
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
 def container(request: pytest.FixtureRequest) -> Iterator[Container]:
     with Container(request.param) as booted:
-        install(booted.root)
-        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.install()
         booted.boot()
         yield booted
 

@@ -19,7 +19,7 @@ from tcpwatchd.connection import Closed, Connection, TcpState, unmap
 from tcpwatchd.output.metrics import METRICS, PREFIX, Measured, format_metrics
 from tests.holder import Traffic
 from tests.namespace import Namespace, enter_network, run, wait_until
-from tests.system.container import PROJECT, PROMETHEUS, Container, install
+from tests.system.container import PROJECT, PROMETHEUS, Container
 from tests.system.service import configure, write_settings
 from tests.test_readme import read_blocks, run_all
 
@@ -65,8 +65,7 @@ pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.alone]
 @pytest.fixture(scope="module")
 def container() -> Iterator[Container]:
     with Container("bookworm", traced=True, more=PROMETHEUS) as booted:
-        install(booted.root)
-        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.install()
         write_settings(booted, "test", "[Watch]\nInterval=1s\nReport=both\n[Trace]\nTraceBuffer=128K\n")
         write_elsewhere(booted, 1)
         booted.boot()

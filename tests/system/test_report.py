@@ -13,7 +13,7 @@ import pytest
 from tcpwatchd.output import event
 from tests.namespace import enter_network, run, wait_until
 from tests.report.screenshots import PICTURES, look_at
-from tests.system.container import PROJECT, REPORT, Container, install
+from tests.system.container import PROJECT, REPORT, Container
 from tests.system.service import count_lost, count_reported, write_settings
 from tests.test_readme import read_blocks
 
@@ -31,8 +31,7 @@ pytestmark = [pytest.mark.container, pytest.mark.trace, pytest.mark.journals, py
 def container() -> Iterator[Container]:
     """With a service that has reported many connections."""
     with Container("bookworm", traced=True, more=REPORT) as booted:
-        install(booted.root)
-        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.install()
         write_settings(booted, "report", "[Watch]\nReport=both\n[Trace]\nTraceBuffer=4M\n")
         booted.boot()
         booted.run("systemctl", "start", "tcpwatchd")

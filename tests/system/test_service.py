@@ -11,7 +11,7 @@ import pytest
 from tcpwatchd.output import event
 from tests.holder import Traffic
 from tests.namespace import Namespace, wait_until
-from tests.system.container import Container, install
+from tests.system.container import Container
 from tests.system.service import configure, count_reported, entries
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ pytestmark = pytest.mark.container
 @pytest.fixture(scope="module")
 def container() -> Iterator[Container]:
     with Container("bookworm") as booted:
-        install(booted.root)
-        (booted.root / "var/log/journal").mkdir(exist_ok=True)
+        booted.install()
         booted.boot()
         booted.run("journalctl", "--update-catalog")
         yield booted
