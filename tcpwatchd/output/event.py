@@ -578,11 +578,17 @@ def format_duration(nanoseconds: int) -> str:
 
 def format_bytes(number: int) -> str:
     """To three digits, in decimal units."""
-    size, units = float(number), iter(("kB", "MB", "GB", "TB"))
-    unit = "B"
-    while size >= 999.5 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{float(f'{size:.3g}'):g} {unit}"
+    digits, prefix = scale(number)
+    return f"{digits} {prefix}B"
+
+
+def scale(number: int) -> tuple[str, str]:
+    """Three digits, and the decimal prefix that goes with them."""
+    size, prefixes = float(number), iter("kMGT")
+    prefix = ""
+    while size >= 999.5 and prefix != "T":
+        size, prefix = size / 1000, next(prefixes)
+    return f"{float(f'{size:.3g}'):g}", prefix
 
 
 def format_utc(moment: int) -> str:

@@ -77,14 +77,14 @@ def main() -> int:
         make_report(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        leave_stdout()
+        leave(STDOUT)
         return 0  # the reader has seen enough
     except KeyboardInterrupt:
-        leave_stdout()
+        leave(STDOUT)
         return 130
     except (OSError, ImportError, Failure) as error:
         print_error(describe(error))
-        leave_stdout()
+        leave(STDOUT)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
@@ -100,10 +100,10 @@ def open_standard_streams() -> None:
         sys.stderr = open(STDERR, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
-def leave_stdout() -> None:
+def leave(stream: int) -> None:
     """What could not be written is not tried again at the end."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, STDOUT)
+    os.dup2(null, stream)
     os.close(null)
 
 
@@ -112,9 +112,7 @@ def print_error(text: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:  # closed: there is nowhere left to tell it
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, STDERR)
-        os.close(null)
+        leave(STDERR)
 
 
 def make_report(arguments: Sequence[str]) -> None:

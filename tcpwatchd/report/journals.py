@@ -265,9 +265,7 @@ def list_addresses(reader: Reader, before: int) -> Iterator[bytes]:
 
 def is_named(reader: Reader, address: str, unit: str) -> bool:
     for name in ADDRESSES:
-        reader.flush_matches()
-        for match in (IDENTIFIER, f"{UNIT}={unit}", f"{name}={address}"):
-            reader.add_match(match)
+        match_only(reader, unit, f"{name}={address}")
         reader.seek_head()
         if reader._next():
             return True
@@ -276,11 +274,16 @@ def is_named(reader: Reader, address: str, unit: str) -> bool:
 
 def find_last(reader: Reader, before: int, unit: str, kind: str) -> int:
     """When the unit wrote the last entry of this kind before that time; 0 if it did not. Raises OSError."""
-    reader.flush_matches()
-    for match in (IDENTIFIER, f"{UNIT}={unit}", f"MESSAGE_ID={kind}"):
-        reader.add_match(match)
+    match_only(reader, unit, f"MESSAGE_ID={kind}")
     reader.seek_realtime(before / 1e6)
     return int(reader._get_realtime()) if reader._previous() else 0
+
+
+def match_only(reader: Reader, unit: str, field: str) -> None:
+    """Entries of the unit that have this field."""
+    reader.flush_matches()
+    for match in (IDENTIFIER, f"{UNIT}={unit}", field):
+        reader.add_match(match)
 
 
 def name_path(path: str) -> str:

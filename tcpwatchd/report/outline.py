@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcpwatchd.connection import format_endpoint
+from tcpwatchd.output.event import MICROSECONDS, format_bytes, format_duration
 from tcpwatchd.output.event import count as count_noun
-from tcpwatchd.output.event import format_bytes, format_duration
 from tcpwatchd.report.names import show
-from tcpwatchd.report.summary import MICROSECONDS, parse_moment
+from tcpwatchd.report.summary import SECOND, parse_moment
 from tcpwatchd.report.tally import BYTES, IN, OUT, RESETS, WITHIN
 from tcpwatchd.report.timeline import format_time
 
@@ -197,7 +197,7 @@ def tabulate_flows(title: str, flows: list[tuple[int, Flow]]) -> Table:
 
 def list_flow(flow: Flow) -> list[str]:
     return [
-        format_time(parse_moment(flow.start[:19]) * MICROSECONDS),
+        format_time(parse_moment(flow.start[:SECOND]) * MICROSECONDS),
         format_end(flow.source),
         format_end(flow.destination),
         name_key(flow.service),

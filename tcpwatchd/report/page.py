@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tcpwatchd import __version__
+from tcpwatchd.output.event import scale
 from tcpwatchd.report.names import shorten
 from tcpwatchd.report.outline import COUNTS, list_meanings, name_key
 from tcpwatchd.report.tally import count
@@ -104,11 +105,7 @@ def find_kind(column: str) -> str:
 
 def shorten_number(number: int) -> str:
     """To three digits: "12.3k"."""
-    size, units = float(number), iter("kMGT")
-    unit = ""
-    while size >= 999.5 and unit != "T":
-        size, unit = size / 1000, next(units)
-    return f"{float(f'{size:.3g}'):g}{unit}"
+    return "".join(scale(number))
 
 
 def plot_timeline(summary: Summary) -> Plot:

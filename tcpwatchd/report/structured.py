@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tcpwatchd import __version__
-from tcpwatchd.output.event import format_utc
+from tcpwatchd.output.event import MICROSECONDS, format_utc
 from tcpwatchd.report.names import show
-from tcpwatchd.report.summary import MICROSECONDS
 from tcpwatchd.report.tally import BYTES, IN, OUT, RESETS, WITHIN, count
 from tcpwatchd.report.timeline import make_timeline
 

@@ -54,7 +54,6 @@ SECOND, MINUTE, TEN_MINUTES, HOUR = 19, 16, 15, 13
 """Characters of a time in ISO 8601 that tell it so finely."""
 PRECISIONS = ((2 * 3600, SECOND), (14 * 86400, MINUTE), (400 * 86400, TEN_MINUTES))
 """Up to how many seconds a period lasts of which times are kept so finely."""
-MICROSECONDS = 1_000_000
 
 
 class Scan(NamedTuple):
@@ -105,7 +104,7 @@ class Summary:
         self._since, self._until = event.format_utc(since).encode(), event.format_utc(until).encode()
         self._second, self._moment = b"none yet", b""
         self.unit, self._unit, self._wanted = unit, unit.encode(), wanted
-        seconds = (until - since) / MICROSECONDS
+        seconds = (until - since) / event.MICROSECONDS
         self.precision = next((unit for most, unit in PRECISIONS if seconds <= most), HOUR)
         self.entries = self.connections = 0
         self.directions = [0, 0, 0]
@@ -134,7 +133,6 @@ class Summary:
         self.said: dict[bytes, Said] = {}
         self.sums = Counter(dict.fromkeys(SUMS, 0))
         self.hosts: Counter[bytes] = Counter()
-        self._user: bytes | None = None
         self._users: set[bytes | None] = set()
         """Those that the daemon's unit ran as."""
         self.others: Counter[bytes] = Counter()
@@ -162,9 +160,7 @@ class Summary:
         """Of a sender that had ended journald can know no more than its user."""
         unit, user = fields.get("_SYSTEMD_UNIT"), fields.get("_UID")
         if unit == self._unit:
-            if user != self._user:
-                self._user = user
-                self._users.add(user)
+            self._users.add(user)
             return True
         if unit is None and user in self._users:
             self.unknown_writers += 1

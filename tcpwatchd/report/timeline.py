@@ -7,7 +7,8 @@ from bisect import bisect_right
 from datetime import date
 from typing import TYPE_CHECKING, NamedTuple
 
-from tcpwatchd.report.summary import HOUR, MICROSECONDS, MINUTE, TEN_MINUTES, parse_moment
+from tcpwatchd.output.event import MICROSECONDS
+from tcpwatchd.report.summary import HOUR, MINUTE, TEN_MINUTES, parse_moment
 
 if TYPE_CHECKING:
     from tcpwatchd.report.summary import Summary

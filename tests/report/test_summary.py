@@ -417,7 +417,7 @@ def list_state(summary: Summary) -> dict[str, Any]:
     state: dict[str, Any] = {
         name: value
         for name, value in vars(summary).items()
-        if name not in ("_moment", "_second", "_told", "_over", "_user", "_users", "malformed")
+        if name not in ("_moment", "_second", "_told", "_over", "_users", "malformed")
     }
     for name in "services", "ports", "peers", "pairs":
         state[name] = state[name].rows
